@@ -1,4 +1,4 @@
-"""The table: what a killed worker leaves half done, and what a claim of leaves costs."""
+"""The table: what a killed worker leaves unfinished, and what claiming leaves costs."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ LEAVES = 40
 
 
 class Counted:
-    """The slots of a table: counts how often they are read and written, and ends the process after
-    so many writes."""
+    """The slots of a table. Counts reads and writes, and kills the process after a given number of
+    writes."""
 
     def __init__(self, slots: Any, last: int = 0) -> None:
         self.slots, self.last = slots, last
@@ -76,7 +76,8 @@ def table_of(path: Path | None, slots: int, leaves: int = LEAVES) -> Table:
 
 
 def graph_of(bodies: list[Body], nodes: list[tuple[int, tuple[int, ...]]]) -> Flow:
-    """A flow of nodes, each a body and the nodes that it takes. Those that take none come first."""
+    """A flow of nodes. Each node is its body's index and the nodes that it takes; leaves come
+    first."""
     starts, inputs = array("q", [0]), array("q")
     for _, taken in nodes:
         inputs.extend(taken)
@@ -88,8 +89,8 @@ def graph_of(bodies: list[Body], nodes: list[tuple[int, tuple[int, ...]]]) -> Fl
 
 @pytest.fixture(params=["unclaimed", "unclaimed, worn", "another's", "another's, worn"])
 def half_done(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Table]:
-    """Nodes 0 to 18 are done, 19 runs, 20 to 39 nobody has, or slot 2 has. Slot 1 had a range
-    before, which it has used up."""
+    """Nodes 0 to 18 are done and 19 runs. Nodes 20 to 39 are unclaimed, or in the range of slot 2.
+    Slot 1 may have had an earlier range, which is used up."""
     table = table_of(tmp_path / "table", 6)
     slots = table.slots
     slots[UNCLAIMED * SLOT + LOW] = 20 if "unclaimed" in request.param else LEAVES
@@ -122,14 +123,13 @@ def test_a_worker_that_dies_while_it_claims_leaves_loses_none_and_repeats_none(h
     assert len(held) == len(set(held))
     waiting = {node for node in range(LEAVES) if table.states[node] == READY} | set(held)
     assert not waiting & set(range(20))
-    assert len(waiting) == (20 if ended else 19)  # a worker that has lived has taken one
-    assert ended in (0, 9)  # and none has ended by an error
+    assert len(waiting) == (20 if ended else 19)  # the worker was not killed: it claimed one
+    assert ended in (0, 9)  # no worker failed with an exception
 
 
 def test_a_claim_looks_at_as_many_slots_whatever_their_number() -> None:
     def looked(slots: int) -> int:
-        """Reads and writes of slots while 40 workers claim a thousand leaves one by one, to the
-        last."""
+        """Reads and writes of slots while 40 workers claim a thousand leaves, one at a time."""
         table = table_of(None, slots, 1000)
         table.slots = counted = Counted(table.slots)  # type: ignore[assignment]
         taken, claims, idle = set(), 0, 0
@@ -150,15 +150,15 @@ def test_a_claim_looks_at_as_many_slots_whatever_their_number() -> None:
         return counted.read + counted.written
 
     few, many = looked(64), looked(512)
-    # Once in a while all slots are looked at: when the ranges that are known are used up.
+    # All slots are read only when no known range has leaves left, which is rare.
     assert many < few * 1.5
 
 
 def test_leaves_of_hundreds_of_workers_are_all_found_by_short_looks() -> None:
-    """All are asleep, or killed, but for one that takes what they have left."""
+    """All workers but one sleep or are dead. That one takes the leaves in their ranges."""
     table = table_of(None, 302, 900)
     table.slots[UNCLAIMED * SLOT + LOW] = 900
-    for slot in range(1, 301):  # the first has the last
+    for slot in range(1, 301):  # slot 1 has the last leaves
         table.slots[slot * SLOT + HIGH] = 900 - 3 * (slot - 1)
         table.slots[slot * SLOT + LOW] = 900 - 3 * slot
     table.slots = counted = Counted(table.slots)  # type: ignore[assignment]
@@ -173,7 +173,7 @@ def test_leaves_of_hundreds_of_workers_are_all_found_by_short_looks() -> None:
         looks.append(counted.read)
         counted.read = 0
     assert sorted(taken) == list(range(900))
-    assert sorted(looks)[len(looks) * 9 // 10] < 100  # now and then it looks at all
+    assert sorted(looks)[len(looks) * 9 // 10] < 100  # it seldom looks at all slots
     table.slots = counted.slots
     table.close()
 
@@ -181,7 +181,7 @@ def test_leaves_of_hundreds_of_workers_are_all_found_by_short_looks() -> None:
 def test_the_value_of_the_run_is_there_though_its_worker_died_before_it_said_so(tmp_path: Path) -> None:
     table = table_of(tmp_path / "table", 3, 1)
     table.states[0] = DONE
-    table.header[OWNER] = 2  # slot 1 has died with the lock
+    table.header[OWNER] = 2  # slot 1 died while it held the lock
     with table.locked(UNCLAIMED):
         assert table.header[FINISHED] == 1
     table.close()
@@ -189,10 +189,11 @@ def test_the_value_of_the_run_is_there_though_its_worker_died_before_it_said_so(
 
 @pytest.fixture
 def left_behind(tmp_path: Path) -> Iterator[Table]:
-    """A table whose lock a killed worker had, with every derived count and list spoilt.
+    """A table whose lock a killed worker held. All derived counts and lists are wrong.
 
-    Leaves 0 to 3 are done. Node 4 takes 0 and 1, 5 takes 2 and is a thread's, 6 takes 3, is in a
-    group with a limit and runs; 7 is the sink and takes all three."""
+    Leaves 0 to 3 are done. Node 4 takes 0 and 1. Node 5 takes 2 and runs in a thread. Node 6 takes
+    3, belongs to a group with a limit, and runs. Node 7 is the sink and takes all three.
+    """
     bodies = [Body(int, "plain", pools=tuple(map(cpus, range(1, 5)))), Body(int, "threaded"), Body(int, "limited", limits=(1,))]
     flow = graph_of(bodies, [(0, ())] * 4 + [(0, (0, 1)), (1, (2,)), (2, (3,)), (0, (4, 5, 6))])
     flow.limits = [3, 2]
@@ -224,7 +225,7 @@ def left_behind(tmp_path: Path) -> Iterator[Table]:
 def test_whoever_takes_the_lock_of_a_killed_worker_makes_counts_and_lists_right(left_behind: Table) -> None:
     table = left_behind
     table.slots[5 * SLOT + STATE], table.slots[5 * SLOT + WAITING_POOL] = STARTING, 2
-    table.slots[2 * SLOT + NEXT_NODE] = 4  # of long ago: it rests
+    table.slots[2 * SLOT + NEXT_NODE] = 4  # outdated: that worker rests
     with table.locked(UNCLAIMED):
         header = table.header
         assert [header[READY_COUNT + lane] for lane in (PROCESS, THREAD)] == [1, 1]
@@ -295,7 +296,7 @@ def test_a_table_is_its_users_alone_and_what_cannot_be_made_leaves_nothing_open(
         Table.attach(str(tmp_path / "link"))
     assert len(os.listdir("/proc/self/fd")) == before
     table.close()
-    table.close()  # closes nothing that is another's by now
+    table.close()  # the descriptor may be another file's by now
     os.fstat(1)
 
 
@@ -323,7 +324,7 @@ def test_an_attached_table_shows_what_others_do_and_waits_for_their_lock(tmp_pat
 
 
 def test_a_table_closes_though_the_frames_in_which_it_was_made_are_kept() -> None:
-    """As by a thread that looks at all frames meanwhile."""
+    """Another thread may inspect all frames meanwhile, and keep them alive."""
     kept: list[object] = []
     sys.setprofile(lambda frame, event, argument: kept.append(frame))
     try:

@@ -42,7 +42,7 @@ DECORATORS: dict[str, Any] = {
     "scheduler": scheduler,
     "local": local,
 }
-#: An option that each of them has, with a value that it takes.
+#: An option of each of them, with a valid value.
 OPTIONS: dict[str, dict[str, Any]] = {
     "process": {"timeout": 60},
     "thread": {"timeout": 60},
@@ -58,7 +58,7 @@ def add(a: int, b: int = 2) -> int:
 
 @process
 def module_level(n: int) -> int:
-    """A task of a module."""
+    """A task that can be imported."""
     return n + 1
 
 
@@ -84,7 +84,7 @@ def test_a_task_looks_like_its_function(name: str) -> None:
         assert made.__module__ == add.__module__
         assert inspect.signature(made) == inspect.signature(add)
         assert callable(made)
-        assert made.__wrapped__(1, 5) == 6  # the function itself is still there to be called
+        assert made.__wrapped__(1, 5) == 6  # the plain function can still be called
 
 
 @pytest.mark.parametrize("name", DECORATORS)
@@ -99,7 +99,7 @@ def test_an_option_that_there_is_not(name: str) -> None:
 @pytest.mark.parametrize("what", [3, None, "add", [add]])
 def test_a_function_that_is_no_function(name: str, what: Any) -> None:
     decorator = DECORATORS[name]
-    if what is None:  # as good as `decorator()`: what that gives takes functions only
+    if what is None:  # the same as `decorator()`, whose result takes functions only
         decorator, what = decorator(), 3
     with pytest.raises(TypeError) as caught:
         decorator(what)
@@ -176,14 +176,14 @@ def test_a_bare_task_among_processes() -> None:
 
 
 class Twice(Layer):
-    """Run the rest twice, and give both values."""
+    """Runs the rest twice, and returns both values."""
 
     def run(self, inner: Any, args: Any, kwargs: Any) -> Any:
         return inner(*args, **kwargs), inner(*args, **kwargs)
 
 
 def twice(function: Any) -> Any:
-    """A decorator of one's own."""
+    """A user's decorator."""
     return task(function, Twice())
 
 
@@ -201,12 +201,13 @@ def test_a_new_layer_takes_ten_lines(how: str) -> None:
     assert made.__name__ == "add"
     first, second = own_layer(1)(start=how)
     assert first == second != os.getpid()
-    first, second = twice(process(bodies.pid))()(start=how)  # it says nothing of where: both are carried together
+    # A layer that does not say where to run runs with the layer below.
+    first, second = twice(process(bodies.pid))()(start=how)
     assert first == second != os.getpid()
 
 
 class Looking(Layer):
-    """Notes what it is given to put itself around, and what it looks like when it is run."""
+    """Notes which function it is put around, and which function it runs."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -226,7 +227,7 @@ class Quiet(Layer):
     """Does nothing."""
 
     def run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As it is."""
+        """Run it unchanged."""
         return inner(*args, **kwargs)
 
 
@@ -253,7 +254,7 @@ with_memory.priority = 3  # type: ignore[attr-defined]
     ],
 )
 def test_a_layer_sees_the_function_that_was_written(function: Any, below: Any) -> None:
-    """Its name, its place, its text and its parameters; not those of what we have put around it."""
+    """Its name, module, docstring and parameters, not those of entangle's wrappers."""
     looking = Looking()
     made = task(below(function), looking)
     _ = made.body
@@ -436,8 +437,8 @@ def test_a_mistake_in_a_call_of_a_call() -> None:
 
 
 def test_a_function_may_have_parameters_with_our_names() -> None:
-    """`proc`, `progress` and `start` mean something to a call, unless the function itself has a
-    parameter of that name."""
+    """`proc`, `progress` and `start` are options of a call, unless the function has a parameter of
+    that name."""
 
     def show(*, proc: Any = None, progress: Any = None, start: Any = None) -> list[Any]:
         return [proc, progress, start]
@@ -469,7 +470,7 @@ def test_a_task_as_an_argument() -> None:
     def use(given: Any) -> Any:
         return given(4)
 
-    assert use(made)() == 6  # the body built a call and gave it back, so it was run
+    assert use(made)() == 6  # the body returned a call, so it was run
 
 
 def test_calls_survive_copying_and_pickling() -> None:
@@ -480,7 +481,8 @@ def test_calls_survive_copying_and_pickling() -> None:
 
 
 def test_a_call_given_to_a_body_inside_an_object_is_the_bodys_to_call() -> None:
-    """Only lists, tuples, dicts and sets are looked into; an object keeps its calls."""
+    """Calls are found in lists, tuples, dicts and sets only. A call inside another object is left
+    to the body."""
 
     class Box:
         def __init__(self, call: Any) -> None:
@@ -519,7 +521,7 @@ AROUND: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", AROUND)
 def test_no_parameter_name_is_taken(name: str) -> None:
-    """What a wrapper of ours calls its own parameters is nobody else's business."""
+    """A user's parameter may have the same name as one of entangle's wrappers."""
 
     def named(
         self: int,
@@ -559,7 +561,7 @@ def test_a_future_is_of_the_next_run(tmp_path: Path) -> None:
     assert not second.done()
     second.entangle()
     assert second.result(timeout=10) == 3
-    second.entangle()  # it is done: nothing runs again
+    second.entangle()  # it is done, so nothing runs again
     assert len(notes(log)) == 3
 
 
@@ -634,12 +636,13 @@ def test_several_callbacks_and_one_that_fails(capfd: pytest.CaptureFixture[str],
     future.entangle()
     assert future.result(timeout=10) == 3
     wait_until(lambda: heard == [future])
-    assert "in a callback" in capfd.readouterr().err + caplog.text  # reported, and nothing stopped
+    # Reported, and the other callbacks ran.
+    assert "in a callback" in capfd.readouterr().err + caplog.text
 
 
 @pytest.mark.parametrize("callback", [3, "print", [print]])
 def test_a_callback_that_cannot_be_called(callback: Any) -> None:
-    """Said at once: when the future is done, nobody is there to hear it."""
+    """The error comes at once: when the future is done, nobody is left to receive it."""
     from entangle.dataflow import dataflow
 
     with pytest.raises(OptionError, match="callback="):
@@ -715,7 +718,7 @@ GRAPH = """{
 
 
 def tasks(*functions: Any) -> list[Any]:
-    """These functions under @process."""
+    """These functions as tasks under @process."""
     return [process(function) for function in functions]
 
 
@@ -805,7 +808,7 @@ def test_one_error_object_can_be_raised_by_many_runs() -> None:
 
 
 def test_a_note_is_left_in_order(tmp_path: Path) -> None:
-    """Evidence for the tests themselves: lines of several processes do not mix."""
+    """A test of the tests' own tool: lines of several processes do not mix."""
     log = str(tmp_path / "log")
 
     @process

@@ -1,4 +1,4 @@
-"""`task.stream(xs)`: values as they come, with back-pressure, wherever they are made."""
+"""`task.stream(xs)`: values as they are done, with back-pressure, wherever the bodies run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from entangle.workflow import workflow
 from .callers import output_of
 from .ways import WAYS, Way, needed
 
-#: A module-level object that cannot travel: tasks of a module travel by their name.
+#: A global that cannot be pickled: its module's tasks are pickled by name.
 GUARD = threading.Lock()
 
 
@@ -106,7 +106,7 @@ def test_plain_values_in_order() -> None:
 
 
 def test_every_kind_of_task() -> None:
-    """Processes, threads, async functions, workflows, methods, tasks that say nothing."""
+    """Processes, threads, async functions, workflows, methods, and tasks without a place."""
     assert {pid for _, pid in in_thread.stream(range(20))} == {os.getpid()}
     assert list(later.stream([1, 2])) == [-1, -2]
     assert list(written.stream([2, 3])) == [5, 10]
@@ -135,14 +135,14 @@ def test_layers_of_all_kinds() -> None:
 
 
 def test_an_item_is_one_argument() -> None:
-    """Tuples are not unpacked; falsy values and exceptions are values like any other."""
+    """Tuples are not unpacked. Falsy values and exceptions are ordinary values."""
     error = ValueError("a value")
     items: list[Any] = [(1, 2), (), None, 0, "", [], error]
     assert [repr(value) for value in anything.stream(items)] == [repr(item) for item in items]
 
 
 def test_an_item_may_be_a_call() -> None:
-    """It is run where its value is used."""
+    """The call runs where its value is used."""
     assert list(square.stream([add(1, 2), 4, square(square(2))])) == [9, 16, 256]
 
 
@@ -180,8 +180,8 @@ def test_a_function_of_several_parameters_with_defaults() -> None:
 
 
 def test_an_endless_source_and_a_loop_that_is_left() -> None:
-    """The source waits while items are under way, and its `finally` has run when the loop is
-    over."""
+    """The source is not asked while enough items are under way. Its `finally` has run when the loop
+    ends."""
     closed = []
 
     def source() -> Iterator[int]:
@@ -226,7 +226,7 @@ def test_a_stream_inside_a_body() -> None:
 
 
 def test_a_stream_of_a_stream() -> None:
-    """One feeds the other."""
+    """A stream as the source of another one."""
     assert list(square.stream(square.stream(range(4)))) == [0, 1, 16, 81]
 
 
@@ -330,7 +330,7 @@ def test_a_task_of_a_dataflow_is_a_task_as_well() -> None:
 
 
 def test_the_doors_alone_do_not_import_dataflows(tmp_path: Path) -> None:
-    """They are imported with the first stream."""
+    """The module is imported with the first stream."""
     source = """
     import sys
     from entangle.process import process
@@ -363,7 +363,7 @@ def test_functions_of_a_script_and_lambdas(tmp_path: Path) -> None:
 
 
 def test_arrays_are_not_copied_on_the_way() -> None:
-    """Large values travel as elsewhere: writable, and seen by nobody else."""
+    """Large values behave as elsewhere: they are writable, and private to each task."""
     numpy = needed("numpy")
 
     @process

@@ -1,4 +1,4 @@
-"""`@thread`: bodies in threads of the invoking process, with all that they share."""
+"""`@thread`: bodies in threads of the calling process, which share its memory."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_values_that_cannot_be_pickled_stay_in_threads() -> None:
 
 
 def test_what_only_threads_use_does_not_travel(start: str) -> None:
-    """Beside processes, however these are started, a thread's function and its arguments stay where
-    they are."""
+    """In a run with processes, however they start, a thread's function and arguments are not
+    pickled."""
     lock = threading.Lock()
     seen: list[Any] = []
 
@@ -69,8 +69,9 @@ def test_what_only_threads_use_does_not_travel(start: str) -> None:
 
 
 def test_forked_workers_go_on_where_no_more_can_be_started(tmp_path: Path) -> None:
-    """A thread runs, so more workers could only come from the server, and what the bodies use
-    cannot travel to them. In a program of its own: pytest-xdist has a thread, too."""
+    """The caller has a second thread, so more workers could only come from the forkserver, and the
+    values of these bodies cannot be pickled for it. In a program of its own, because pytest-xdist
+    has a thread, too."""
     source = """
     import threading
     from entangle.process import process
@@ -182,7 +183,7 @@ def test_a_failure_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_no_worker_process_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ENTANGLE_RECORD", "0")  # a record asks git
+    monkeypatch.setenv("ENTANGLE_RECORD", "0")  # a record would start git
     seen: list[set[str]] = []
 
     def children() -> set[str]:
@@ -226,7 +227,7 @@ def test_large_values_from_processes_to_threads() -> None:
 
 
 def test_context_variables_are_the_callers() -> None:
-    """As in asyncio.to_thread: what the caller has set, its bodies in threads see."""
+    """As with asyncio.to_thread, bodies in threads see the caller's context variables."""
     import contextvars
 
     colour: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
@@ -254,8 +255,8 @@ def test_a_value_that_one_task_takes_twice_stays_for_the_others() -> None:
 
 
 def test_a_thread_that_has_retired_makes_room_for_another() -> None:
-    """The second thread comes when the first, idle for long, is gone; and a body in the calling
-    thread after both."""
+    """The second thread starts after the first one, idle for long, has ended. After both, a body
+    runs in the calling thread."""
     release = threading.Event()
 
     @thread
@@ -276,7 +277,7 @@ def test_a_thread_that_has_retired_makes_room_for_another() -> None:
 
 
 def test_threads_that_begin_slowly_where_others_have_retired(tmp_path: Path) -> None:
-    """A thread that has not begun yet is not taken for the retired one whose place it has."""
+    """A thread that has not begun yet is not mistaken for the retired thread whose slot it has."""
     source = """
         import sys, threading, time
         from entangle.process import process

@@ -1,4 +1,4 @@
-"""Records of runs in other places come home: by the stream of their agent, to the run that wanted
+"""Records of runs in other places are sent over their agent's stream, to the run that started
 them."""
 
 from __future__ import annotations

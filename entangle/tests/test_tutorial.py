@@ -1,4 +1,4 @@
-"""README and tutorial are followed as a reader follows them: every program runs, and prints what is
+"""The README and the tutorial, followed as by a reader: every program runs, and prints what is
 shown."""
 
 from __future__ import annotations

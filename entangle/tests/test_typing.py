@@ -1,5 +1,5 @@
-"""mypy and pyright accept the right lines of the files under `typing/`, and refuse the wrong ones:
-those that end in `# error`."""
+"""mypy and pyright accept the right lines of the files under `typing/`, and refuse the wrong ones,
+which end in `# error`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .callers import ROOT
 FOLDER = Path(__file__).parent / "typing"
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 
-#: How mypy is run, and the mode of pyright.
+#: The arguments of mypy, and the modes of pyright.
 MYPY = ("--strict", "--python-version", "3.10")
 PYRIGHT = ("strict", "basic")
 
 
 def need(checker: str) -> None:
-    """Skip the test where there is no such type checker; in CI it must be there."""
+    """Skip the test if this type checker is missing; in CI it must be installed."""
     if importlib.util.find_spec(checker) is None:
         what = f"{checker} is not installed; `make lint` installs it, or: pip install 'py-entangle[dev]'"
         if os.environ.get("CI"):
@@ -36,7 +36,7 @@ def need(checker: str) -> None:
 
 
 def wrong_lines() -> set[tuple[str, int]]:
-    """The lines that must be refused, each with the name of its file."""
+    """The lines that must be refused, as pairs of file name and number."""
     return {
         (path.name, number)
         for path in FILES
@@ -46,7 +46,7 @@ def wrong_lines() -> set[tuple[str, int]]:
 
 
 def compared(found: dict[tuple[str, int], list[str]]) -> list[str]:
-    """What a checker has refused and should not have, and what it has let pass."""
+    """What a checker refused wrongly, and what it accepted wrongly."""
     wrong = wrong_lines()
     falsely = [f"{name}:{line} is right, and refused: {told}" for (name, line), told in sorted(found.items()) if (name, line) not in wrong]
     return falsely + [f"{name}:{line} is wrong, and not refused" for name, line in sorted(wrong - set(found))]
@@ -54,7 +54,8 @@ def compared(found: dict[tuple[str, int], list[str]]) -> list[str]:
 
 @pytest.fixture
 def copies(tmp_path: Path) -> Path:
-    """The files in a directory of their own: entangle is a library to them, as it is to users."""
+    """The files in a directory of their own, so that entangle is a library to them, as for
+    users."""
     for path in FILES:
         shutil.copy(path, tmp_path)
     return tmp_path
@@ -82,7 +83,8 @@ def test_mypy(copies: Path) -> None:
 
 @pytest.fixture(scope="module")
 def refused_by_pyright(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[tuple[str, int], list[str]]]:
-    """What pyright refuses in each mode. One call for both, since it reads entangle once then."""
+    """What pyright refuses in each mode. Both modes share one call, because reading entangle takes
+    long."""
     need("pyright")
     folder = tmp_path_factory.mktemp("pyright")
     for mode in PYRIGHT:
@@ -126,15 +128,15 @@ def test_pyright(refused_by_pyright: dict[str, dict[tuple[str, int], list[str]]]
 
 
 def test_there_is_something_to_check() -> None:
-    """A file without a wrong line that is called so, or the other way round, is a mistake."""
+    """A file is named `refused…` exactly if it has wrong lines."""
     marked = {name for name, _ in wrong_lines()}
     assert marked == {path.name for path in FILES if path.name.startswith("refused")}
     assert len(wrong_lines()) >= 40
 
 
 def test_the_overloads_are_fresh() -> None:
-    """`entangle/_tasks/task_arguments.pyi` is what its program writes today. If it is not:
-    python docs/task_arguments.py"""
+    """`entangle/_tasks/task_arguments.pyi` is up to date. If it is not: python
+    docs/task_arguments.py"""
     script = Path(ROOT) / "docs" / "task_arguments.py"
     if not script.exists():
         pytest.skip("only a checkout has the program")

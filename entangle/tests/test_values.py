@@ -1,5 +1,5 @@
-"""Values between tasks, and from tasks to the caller: large ones are not copied, are writable, and
-are private."""
+"""Values between tasks, and from tasks to the caller: large ones are not copied, yet writable and
+private."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ones(n: int) -> Any:
 
 @process
 def spoil(array: Any) -> float:
-    """Write into an array, and give the sum that it then has."""
+    """Write into an array. Return its new sum."""
     array[:] = array * 3
     return float(array.sum())
 
@@ -45,7 +45,7 @@ def add_up(*arrays: Any) -> float:
 
 
 def mapped() -> int:
-    """How many maps of files of ours this process has."""
+    """How many files of ours this process has mapped."""
     with open("/proc/self/maps") as maps:
         return sum("entangle" in line and ".so" not in line for line in maps)
 
@@ -67,7 +67,7 @@ def test_what_one_consumer_writes_another_does_not_see(size: int, start: str) ->
 
 
 def test_what_a_consumer_in_the_same_worker_writes_another_does_not_see() -> None:
-    """Alone with one worker, one after the other."""
+    """A single worker runs one consumer after the other."""
     made = ones(100_000)
     first = spoil(made)
 
@@ -108,8 +108,8 @@ def test_memory_goes_when_the_last_view_goes() -> None:
 
 
 def test_a_large_result_is_not_copied_out_of_shared_memory() -> None:
-    """It is a map of the file that the worker wrote: a private one, so that writing costs only the
-    pages written."""
+    """It is a private map of the file that the worker wrote: only pages that are written to are
+    copied."""
     array = ones(1_000_000)()
     address = array.__array_interface__["data"][0]
     with open("/proc/self/maps") as maps:
@@ -158,7 +158,7 @@ def _read_only(array: Any) -> Any:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two values are the same, arrays and all."""
+    """Whether two values are equal, arrays included."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
     if isinstance(a, list):
@@ -172,7 +172,8 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_value(kind: str) -> None:
-    """From the caller in, between tasks that run elsewhere, to several consumers, and out."""
+    """As an argument from the caller, between tasks in different processes, to several consumers,
+    and as the result."""
     value = KINDS[kind]()
     first, second = pair(same(same(value)), same(value))()
     assert equal(first, value)
@@ -200,7 +201,7 @@ def test_many_large_values_at_once() -> None:
 
 
 def test_a_value_that_holds_a_call_is_left_alone() -> None:
-    """A result is not looked into: only arguments are."""
+    """Only arguments are searched for calls, results are not."""
 
     @process
     def boxed() -> list[Any]:

@@ -1,5 +1,5 @@
-"""Runs are seen from outside while they last: what each worker does, how far a run is, and which
-run is whose child."""
+"""Watching live runs from outside: what each worker does, how far a run is, and which run is nested
+in which."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from entangle._watch.outline import read_outline
 from .callers import Caller, output_of
 from .evidence import wait_until
 
-#: A run that goes on until the file `go` is there: two chains, a run inside a task, and one that
-#: wants a cookie.
+#: A run that lasts until the file `go` exists: two chains, a nested run, and a node that waits for
+#: a cookie.
 LASTING = """
     import os, sys, time
     from entangle.process import process
@@ -59,7 +59,7 @@ LASTING = """
 
 @pytest.fixture
 def lasting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]:
-    """A script whose run lasts until it is told to go on."""
+    """A script whose run lasts until the file `go` exists."""
     caller = Caller(tmp_path, LASTING)
     monkeypatch.setenv("ENTANGLE_RUN_DIR", str(caller.runs))
     caller.start()
@@ -70,8 +70,8 @@ def lasting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Caller]
 
 
 def seen(count: int = 2) -> list[LiveRun]:
-    """The runs that last, once there are so many and all have their outline, everything that can
-    run running."""
+    """The live runs, once there are `count` of them, all have an outline, and everything that can
+    run does."""
 
     def look() -> list[LiveRun] | None:
         runs = live_runs()
@@ -123,7 +123,7 @@ def test_free_cookies_are_counted_and_none_is_taken(lasting: Caller) -> None:
     assert cookies(home) == cookies(home)
 
 
-#: A run inside a call of an executor that goes on until the file `go` is there.
+#: A run inside an executor's call. It lasts until the file `go` exists.
 IN_A_CALL = """
     import os, time
     from entangle.executor import Executor
@@ -208,8 +208,8 @@ def test_files_that_are_no_tables_or_outlines_are_passed_over(lasting: Caller) -
 
 
 def test_what_only_looks_like_a_run_is_neither_waited_for_nor_read(lasting: Caller) -> None:
-    """A FIFO, a link to one or to itself, a device, a file of a terabyte, and numbers that promise
-    more than there is."""
+    """A FIFO, a link to one, a link to itself, a device, a file of a terabyte, and a header whose
+    numbers exceed the file."""
     for run in seen():
         run.close()
     (home,) = map(Path, live_homes())
@@ -269,7 +269,7 @@ def test_a_directory_that_is_a_link_is_not_looked_into(lasting: Caller) -> None:
 
 
 def test_a_run_of_threads_alone_is_seen_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other process has a part in it, so it has no files, until it has lasted a while."""
+    """No other process takes part in it, so it writes no files until it has lasted a while."""
     caller = Caller(tmp_path, LASTING.replace("process", "thread"))
     monkeypatch.setenv("ENTANGLE_RUN_DIR", str(caller.runs))
     caller.start()
@@ -291,8 +291,8 @@ def test_a_run_of_threads_alone_is_seen_as_well(tmp_path: Path, monkeypatch: pyt
 
 
 def test_our_own_runs_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that closed its own table would let go of the lock that one of its threads holds on
-    it."""
+    """Closing any descriptor of a table would release the lock that another thread of the process
+    holds on it."""
     from entangle._shared.home import home
 
     path = home().path
@@ -319,8 +319,8 @@ def test_only_a_run_that_lasts_writes_an_outline(lasting: float, written: str, t
     assert output_of(tmp_path, source) == f"{written}\n"
 
 
-#: Two bodies in another place, until the file `go` is there: one is away, for the other a worker
-#: process waits.
+#: Two bodies elsewhere, which last until the file `go` exists. One node is away; a worker process
+#: waits for the other.
 ELSEWHERE = """
     import os, time
     from entangle.interpreter import interpreter

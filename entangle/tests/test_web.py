@@ -1,4 +1,4 @@
-"""What the page asks for, and who may: a real server, asked by HTTP."""
+"""The page's requests, and who may make them. The server is real and is asked by HTTP."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_token_of_the_address_becomes_a_cookie_and_leaves_the_address(page: 
 
 
 class Shown:
-    """`entangle ui` as a user starts it, and the addresses that it shows."""
+    """`entangle ui` as a user starts it, and the addresses that it prints."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -73,7 +73,7 @@ class Shown:
         )
 
     def address(self) -> str:
-        """The next address that is shown; waits for it."""
+        """Wait for the next address that is printed. Return it."""
         assert self.process.stdout is not None
         while line := self.process.stdout.readline():
             if line.strip().startswith("http"):
@@ -95,7 +95,7 @@ def shown(tmp_path: Path) -> Iterator[Shown]:
 
 
 def answer(address: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
-    """What a server says to this address; redirects are not followed."""
+    """The server's answer to a request for this address. Redirects are not followed."""
     parts = urllib.parse.urlsplit(address)
     with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=20)) as connection:
         connection.request(method, f"{parts.path}?{parts.query}", headers=headers)
@@ -107,7 +107,8 @@ def answer(address: str, method: str = "GET", **headers: str) -> http.client.HTT
 def test_the_address_that_is_shown_works_once_and_then_another_one_is_shown(shown: Shown) -> None:
     first = shown.address()
     assert "token" not in first
-    assert answer(first, "HEAD").status == 401  # a look ahead, of a mail program or a chat, uses nothing up
+    # The preview of a mail or chat program does not use up the code.
+    assert answer(first, "HEAD").status == 401
     assert answer(first, Host="elsewhere.example").status == 421
     assert answer(first.replace("code=", "code=x")).status == 401
     opened = answer(first + "&a=b")
@@ -119,7 +120,7 @@ def test_the_address_that_is_shown_works_once_and_then_another_one_is_shown(show
     second = shown.address()
     assert second != first
     assert answer(first).status == 401
-    assert answer(first, Cookie=cookie).status == 303  # a browser that is in stays in
+    assert answer(first, Cookie=cookie).status == 303  # a browser with the cookie stays logged in
     assert answer(second).status == 303
 
 
@@ -139,14 +140,15 @@ def test_a_code_is_no_good_when_its_time_is_up() -> None:
     os.geteuid() != 0 or sys.platform != "linux", reason="only root can be another user, and Linux tells whose a connection is"
 )
 def test_another_user_of_the_machine_cannot_use_a_code(tmp_path: Path) -> None:
-    """He can read it on the command line of the browser, and may be quicker than that."""
+    """Another user can read the code in the browser's command line, and may use it first."""
     asking = (
         "import http.client, os, sys, urllib.parse; "
         "parts = urllib.parse.urlsplit(sys.argv[1]); connection = http.client.HTTPConnection(parts.netloc, timeout=20); "
         "'idna'.encode('idna'); os.setuid(12346); "
         "connection.request('GET', '/?' + parts.query); print(connection.getresponse().status)"
     )
-    # Root forwards ports for others, so the server itself is started by somebody else.
+    # Root may ask on behalf of others (as sshd does for a forwarded port), so the server acts as
+    # another user.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "getuid", lambda: 12345)
         codes = Codes()
@@ -159,13 +161,13 @@ def test_another_user_of_the_machine_cannot_use_a_code(tmp_path: Path) -> None:
 
 
 async def nobody(scope: Any, receive: Any, send: Any) -> None:
-    """An application that is never asked."""
+    """An application that must not be reached."""
     raise AssertionError(scope)
 
 
 @contextlib.contextmanager
 def over_http(application: Any) -> Iterator[str]:
-    """A server of an application in this process; its address."""
+    """The address of an application, served in this process."""
     import uvicorn
 
     with socket.socket() as listening:
@@ -182,8 +184,8 @@ def over_http(application: Any) -> Iterator[str]:
 
 
 def test_no_command_line_has_the_token(tmp_path: Path) -> None:
-    """`entangle ui` at a terminal opens a browser, here a script that notes its command line, and
-    opens the page."""
+    """`entangle ui` at a terminal opens a browser. Here that is a script, which notes its command
+    line and opens the page."""
     browser, noted = tmp_path / "browser", tmp_path / "noted"
     browser.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {noted}.draft\nmv {noted}.draft {noted}\n', encoding="utf-8")
     browser.chmod(0o755)
@@ -364,7 +366,7 @@ def test_each_attempt_is_told_with_its_time_and_why_it_failed(further: Page) -> 
     for node in (one, other):
         times = [moment for tried in node["tries"] for moment in (tried["began"], tried["ended"])]
         assert times == sorted(times)
-        # Pauses are none of the time in which it waited for a worker.
+        # Pauses do not count as time that it waited for a worker.
         assert node["spans"]["pauses"] >= 0.19 * (len(node["tries"]) - 1)
         assert node["spans"]["tried"] > 0
     assert one["printed"] == "try 1 of 2\ntry 2 of 2\n"
@@ -433,7 +435,8 @@ def test_a_large_run_is_shown_before_its_segment_is_ingested(tmp_path: Path) -> 
         page.run("many")
         (segment,) = (tmp_path / "records" / "sheets").iterdir()
         with open(segment, "ab") as file:
-            file.truncate(2 << 20)  # as large as that of a hundred thousand nodes; what follows the tail is not read
+            # As large as a segment of 100,000 nodes; nothing is read beyond the tail.
+            file.truncate(2 << 20)
         (run,) = page.get("/api/runs")["runs"]
         assert (run["state"], run["nodes"], run["done"]) == ("done", 9999, 9999)
         before = page.get(f"/api/runs/{run['id']}"), page.get(f"/api/runs/{run['id']}/graph")
@@ -579,7 +582,7 @@ def test_many_words_are_looked_for_as_few_are(page: Page) -> None:
     assert page.get(f"/api/runs/{run}/nodes?query={many}+{'x' * 2000}")["total"] == 0
 
 
-#: The questions of the page, with all that they take.
+#: The page's requests, with all their parameters.
 QUESTIONS = {
     "/api/runs": ("limit", "query"),
     "/api/runs/{run}": (),
@@ -662,7 +665,7 @@ def test_a_place_of_records_that_is_none_is_told(tmp_path: Path) -> None:
 
 
 def events(page: Page, path: str) -> Iterator[tuple[str, Any]]:
-    """The events of a stream, as they come."""
+    """The events of a stream as they arrive."""
     connection = http.client.HTTPConnection(page.base.split("/")[2], timeout=20)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {page.token}"})
@@ -744,7 +747,7 @@ def test_a_live_stream_says_how_far_its_stages_are(tmp_path: Path) -> None:
 
 
 def live_runs(page: Page) -> Any:
-    """The live runs, as the list of runs gets them."""
+    """The live runs, as in the page's list of runs."""
     stream = events(page, "/api/events")
     try:
         return next(stream)[1]["live"]
@@ -803,13 +806,13 @@ def test_a_live_run_says_where_its_calls_are_and_why_they_wait(tmp_path: Path) -
             assert f"  local  1 there, 1 {why}\n" in told
             assert "0 of 3 done, 1 running, 2 waiting" in told
             page.go()
-            # What it prints has the path of the call that waits for it.
+            # What it prints begins with the path of the call that waits for it.
             said = script.communicate(timeout=60)[0].splitlines()
             assert sorted(said) == ["3", "[local add → lasting] lasts 1", "[local add → lasting] lasts 2"]
             late = page.get(f"/api/runs/{run}/nodes/{queued['node']}")
             assert late["ticket"] == queued["ticket"]
             assert late["queued"] > queued["spans"]["elsewhere"]
-            # The records of what ran there have come home: its own run, with another one inside.
+            # The records of the other side have arrived: its own run, with a nested run inside.
             (inner,) = late["nested"]
             assert (inner["task"], inner["nodes"]) == ("lasting", 1)
             assert page.get(f"/api/runs/{inner['id']}/nodes/0")["nested"][0]["task"] == "num"
@@ -848,7 +851,7 @@ def test_durable_runs_that_are_unfinished_are_told_and_left_as_they_are(tmp_path
         subprocess.run(
             [sys.executable, "-m", "entangle", "resume", "ann's night", "--again", "all"], cwd=tmp_path, env=page.environment, check=True
         )
-        page.run("durable")  # it is taken up by its program
+        page.run("durable")  # its program resumes it
         assert page.get("/api/unfinished") == {"runs": [], "count": 0}
 
 

@@ -1,4 +1,5 @@
-"""Frames: what is sent comes out as it was, however it is cut; and no input hurts the reader."""
+"""Frames: what is decoded is what was encoded, however the bytes are split, and no input harms the
+decoder."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def plain(message: Message) -> tuple[int, int, list[bytes]]:
 
 
 def read(decoder: Decoder, data: bytes, cuts: Sequence[int] = ()) -> list[tuple[int, int, list[bytes]]]:
-    """What a decoder makes of these bytes, when they come in pieces that are cut there."""
+    """The messages of a decoder that receives these bytes split at `cuts`."""
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
     pieces = [data[start:end] for start, end in itertools.pairwise(edges)]
     return [plain(message) for piece in pieces for message in decoder.feed(piece)]
@@ -92,21 +93,24 @@ def test_a_slow_connection_gets_compressed_frames(flag: int) -> None:
         installed("zstandard")
     text = b"the same words again and again, " * 100_000
     press = Press(["zstd"] if flag == ZSTD else ["zlib"])
-    assert encoded(CALL, 1, [[text]], press).count(text[:1000])  # nothing is known of the connection yet: as it is
+    # Nothing is known of the connection: not compressed.
+    assert encoded(CALL, 1, [[text]], press).count(text[:1000])
     press.wrote(Press.ENOUGH, 60.0)
     packed = encoded(CALL, 1, [[text]], press)
     assert len(packed) < len(text) / 10
     ((_, _, parts),) = read(Decoder(), packed)
     assert parts == [text]
     noise = os.urandom(FRAME_LIMIT)
-    assert len(encoded(CALL, 1, [[noise]], press)) >= len(noise)  # what does not shrink goes as it is
+    # What does not shrink is sent uncompressed.
+    assert len(encoded(CALL, 1, [[noise]], press)) >= len(noise)
     press.wrote(1 << 40, 0.1)
-    assert len(encoded(CALL, 1, [[text]], press)) >= len(text)  # and so does all, when the connection is quick again
+    # So is everything, once the connection is fast again.
+    assert len(encoded(CALL, 1, [[text]], press)) >= len(text)
 
 
 def test_a_press_that_does_not_press_hands_on_what_it_was_given() -> None:
-    """Nothing is known of the connection; a last piece is too small to be worth it; what does not
-    shrink is not tried again at once."""
+    """It does not compress while nothing is known of the connection, nor a small last piece. Data
+    that did not shrink is not tried again at once."""
     press = Press(frames.compressions())
     text, noise = bytes(FRAME_LIMIT + 100), os.urandom(FRAME_LIMIT)
     for seconds in (0.0, 60.0):
@@ -116,13 +120,13 @@ def test_a_press_that_does_not_press_hands_on_what_it_was_given() -> None:
 
 
 def test_a_slow_connection_is_believed_after_some_megabytes_and_stays_slow() -> None:
-    """The first bytes go out at once however slow it is: pipes and windows take them."""
+    """At first even a slow connection takes bytes at once, into pipes and TCP windows."""
     text = b"the same words again and again, " * (FRAME_LIMIT // 32)
     press = Press()
     press.wrote(4 << 20, 60.0)
     assert len(encoded(CALL, 1, [[text]], press)) > len(text)
     press.wrote(Press.ENOUGH, 60.0)
-    for _ in range(40):  # how fast it packs is measured meanwhile
+    for _ in range(40):  # it also measures how fast it compresses
         assert len(encoded(CALL, 1, [[text]], press)) < len(text) / 10
 
 
@@ -138,7 +142,7 @@ def test_what_this_python_says_it_can_unpack_it_can() -> None:
 
 
 def test_bytes_are_those_of_the_protocol() -> None:
-    """As docs/protocol.md has them, for whoever writes the other side."""
+    """The bytes that docs/protocol.md shows to authors of other implementations."""
     ping = "000000100a0100000000000000000007000000010000000000000004" + b"text".hex()
     assert frames.control(PING, 7, b"text").hex() == ping
     assert read(Decoder(), frames.control(PING, 7, b"text")) == [(PING, 7, [b"text"])]
@@ -153,7 +157,7 @@ def test_bytes_are_those_of_the_protocol() -> None:
 
 
 def test_thousands_of_small_messages_in_pieces_that_end_anywhere() -> None:
-    """… also in the middle of a head each time, and where the decoder's memory ends."""
+    """Pieces may end within a header, and at the end of the decoder's buffer."""
     for size, more, piece in ((72, 900, 1013), (85, 1, 791)):
         sent = [(PRINT, number, [os.urandom(size + number % more)]) for number in range(5000)]
         before = 28 + size - 5
@@ -166,7 +170,7 @@ def test_thousands_of_small_messages_in_pieces_that_end_anywhere() -> None:
 
 
 def test_messages_under_way_have_room_together_up_to_the_limit() -> None:
-    """… to the last byte; and what is taken back makes room again."""
+    """To the last byte; and a cancelled message makes room again."""
     half = 1 << 16
 
     def announced(number: int, size: int) -> bytes:
@@ -186,7 +190,7 @@ def test_messages_under_way_have_room_together_up_to_the_limit() -> None:
 
 # --- what is no frame -----------------------------------------------------------------------------
 
-#: Bytes of which much looks like a frame.
+#: Bytes that often look like frames.
 heads = st.builds(
     lambda length, kind, flags, zero, number: HEAD.pack(length, kind, flags, zero, number),
     st.one_of(st.integers(0, 64), st.integers(0, 2**32 - 1)),
@@ -217,8 +221,8 @@ nonsense = st.lists(st.one_of(heads, announcements, brought, st.binary(max_size=
 @quick
 @given(nonsense, st.lists(st.integers(0, 1 << 16), max_size=8))
 def test_no_input_hurts(data: bytes, cuts: list[int]) -> None:
-    """It ends, with messages or with ProtocolError, and takes no more memory than its limit and a
-    little."""
+    """Decoding ends with messages or with ProtocolError, and takes little more memory than its
+    limit."""
     limit = 1 << 20
     tracemalloc.start()
     try:
@@ -228,7 +232,7 @@ def test_no_input_hurts(data: bytes, cuts: list[int]) -> None:
                 assert HELLO <= kind <= RECORD
                 assert sum(map(len, parts)) <= limit + FRAME_LIMIT
         except ProtocolError:
-            with pytest.raises(ProtocolError):  # and from then on always
+            with pytest.raises(ProtocolError):  # and so for ever
                 list(decoder.feed(b"more"))
         _, most = tracemalloc.get_traced_memory()
     finally:
@@ -284,7 +288,8 @@ def test_a_small_frame_does_not_unpack_into_a_large_one() -> None:
 
 
 def test_many_announcements_take_no_memory() -> None:
-    """Sizes cost nothing until bytes come; and their number has a limit."""
+    """An announced size takes no memory until its bytes come, and the number of announcements is
+    limited."""
     tracemalloc.start()
     decoder = Decoder()
     table = COUNT.pack(4096) + SIZE.pack(200_000) * 4096

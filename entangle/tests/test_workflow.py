@@ -1,4 +1,4 @@
-"""`@workflow`: a body that runs where the call is run, and gives a call."""
+"""`@workflow`: a body that runs where the call is run, and returns a call."""
 
 from __future__ import annotations
 
@@ -120,8 +120,7 @@ def test_an_error_in_a_workflow() -> None:
 
 
 def test_a_list_of_calls_is_a_list_of_calls() -> None:
-    """What is given is a call or a value; a list that holds calls is resolved as an argument would
-    be, or left alone."""
+    """A list of calls is a value. Whether its calls are run is left open."""
 
     @workflow
     def both() -> Any:

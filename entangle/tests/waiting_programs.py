@@ -1,4 +1,4 @@
-"""Programs that want one value, whose body waits until it is told to go on."""
+"""Programs that need the same value, whose body waits for a signal to continue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .evidence import wait_until
 
-#: Lines of a body: it writes down in which process it has begun, and waits.
+#: Lines of a body that notes its pid when it begins, and then waits for a file.
 BEGINS_AND_WAITS = """
     with open(os.environ["RAN"], "a") as file:
         print(os.getpid(), file=file, flush=True)
@@ -19,7 +19,7 @@ BEGINS_AND_WAITS = """
 
 
 class WaitingPrograms:
-    """Runs of one program, each a process of its own."""
+    """Several processes that run one program."""
 
     def __init__(self, folder: Path, program: str) -> None:
         self.folder = folder
@@ -31,12 +31,12 @@ class WaitingPrograms:
         return subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def go(self) -> None:
-        """Let all bodies end."""
+        """Let all bodies finish."""
         (self.folder / "go").touch()
 
     @property
     def ran(self) -> list[int]:
-        """The processes in which the body has begun."""
+        """The pids in which the body has begun."""
         path = self.folder / "ran"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 

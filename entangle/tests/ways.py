@@ -1,4 +1,4 @@
-"""The ways to run a graph, over which the same promises hold."""
+"""The ways to run a graph. The same promises hold for all of them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from entangle.process import process
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a graph: how workers start, what else the caller is doing, and where bodies
-    run.
+    """One way to run a graph: how workers start, what else the caller does, and where bodies run.
 
-    `where` turns a task into one that runs somewhere else (by ssh, in a container); None leaves it
-    on this machine. A new place to run is one more line in WAYS."""
+    `where` turns a task into one that runs elsewhere (by ssh, in a container); None leaves it on
+    this machine. A new place to run is one more line in WAYS.
+    """
 
     name: str
     start: str = "auto"
@@ -29,11 +29,11 @@ class Way:
     #: Whether the test runs in a session.
     session: bool = False
     where: Callable[[Any], Any] | None = None
-    #: Whether all tests but the `near` ones run there, or only those that are marked `everywhere`.
+    #: Whether all tests run in this way except `near` ones, or only those marked `everywhere`.
     whole: bool = True
-    #: Whether the others are drills there, where not all run.
+    #: Whether the other tests run in this way as drills, if `whole` is False.
     drilled: bool = False
-    #: Makes sure that the place is there, before a test counts what there is.
+    #: Starts what the place needs, before a test counts processes and descriptors.
     warm: Callable[[], Any] | None = None
 
     def process(self, function: Any = None, /, **options: Any) -> Any:
@@ -43,18 +43,18 @@ class Way:
         return self.there(process(**options)(function) if options else process(function))
 
     def there(self, task: Any) -> Any:
-        """A task that was decorated elsewhere, in this way."""
+        """A decorated task, run in this way."""
         return self.where(task) if self.where else task
 
     @property
     def here(self) -> bool:
-        """Whether bodies run on this machine, with its files."""
+        """Whether bodies run on this machine and see its files."""
         return self.where is None
 
 
 def other_python(same: bool) -> Callable[[Any], Any]:
-    """What turns a task into one that runs in another Python of this machine, of this version or
-    not."""
+    """Returns a function that makes a task run in another Python of this machine, of the same or
+    another version."""
 
     def there(task: Any) -> Any:
         from entangle.interpreter import interpreter
@@ -67,7 +67,7 @@ def other_python(same: bool) -> Callable[[Any], Any]:
 
 
 def warm_python(same: bool) -> Any:
-    """Have the agent there, and give the key under which it is kept."""
+    """Start the agent. Return the key under which it is kept."""
     from entangle._remote.caller.open_channels import channel_to
     from entangle._remote.transport.interpreter import InterpreterTransport
 
@@ -80,7 +80,7 @@ def warm_python(same: bool) -> Any:
 
 
 def by_ssh(task: Any) -> Any:
-    """A task as one that runs on another host."""
+    """A task that runs on another host."""
     from entangle.ssh import ssh
 
     from .services import given
@@ -89,7 +89,7 @@ def by_ssh(task: Any) -> Any:
 
 
 def warm_ssh() -> Any:
-    """Have the agent there, and give the key under which it is kept."""
+    """Start the agent. Return the key under which it is kept."""
     from entangle._remote.caller.open_channels import channel_to
 
     task = by_ssh(process(abs))
@@ -100,7 +100,7 @@ def warm_ssh() -> Any:
 
 
 def in_a_container(task: Any) -> Any:
-    """A task as one that runs in a container, which has the files of the tests."""
+    """A task that runs in a container, which sees the tests' files."""
     from entangle._remote.caller.far import Far
     from entangle.task import decorate
 
@@ -108,7 +108,7 @@ def in_a_container(task: Any) -> Any:
 
 
 def on_an_executor(task: Any) -> Any:
-    """A task as one that runs through an executor, which is made for each run."""
+    """A task that runs through an executor, which is made for each run."""
     from entangle.on import on
 
     return on(_executor)(task)
@@ -122,7 +122,7 @@ def _executor() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _container() -> Any:
-    """One container for all tests: else each of them would wait for its own."""
+    """One container for all tests, since starting one takes long."""
     import tempfile
 
     from .places import Kept
@@ -132,7 +132,7 @@ def _container() -> Any:
 
 
 def warm_container() -> Any:
-    """Have the container there, and give the key under which its agent is kept."""
+    """Start the container. Return the key under which its agent is kept."""
     from entangle._remote.caller.open_channels import channel_to
 
     in_a_container(process(abs))(-1)()
@@ -143,26 +143,26 @@ def warm_container() -> Any:
 WAYS = [
     Way("fork", start="fork"),
     Way("forkserver", start="forkserver"),
-    # But for its start, a worker of a forkserver. Starts are slow: CI runs all by spawn on other
-    # Pythons than the newest.
+    # Apart from its start, such a worker is like one of the forkserver. Starts are slow, so only CI
+    # runs all tests by spawn, on other Pythons than the newest.
     Way("spawn", start="spawn", whole=False, drilled=True),
     Way("auto-with-a-second-thread", second_thread=True),
     Way("in-a-session", session=True),
-    # All tests run by ssh too, with the same agent behind another transport. CI runs all here on
-    # other Pythons than the newest.
+    # All tests run by ssh, with the same agent over another transport. CI runs all tests in another
+    # Python on other Pythons than the newest.
     Way("in-another-python", where=other_python(same=True), whole=False, drilled=True, warm=functools.partial(warm_python, same=True)),
     Way("in-another-version", where=other_python(same=False), whole=False, warm=functools.partial(warm_python, same=False)),
     Way("by-ssh", where=by_ssh, warm=warm_ssh),
     Way("in-a-container", where=in_a_container, whole=False, warm=warm_container),
 ]
 
-#: Those of `make test-engines`.
+#: The ways of `make test-engines`.
 WAYS_OF_ENGINES = [Way("on-an-executor", where=on_an_executor, whole=False)]
 
 
 @contextmanager
 def second_thread() -> Iterator[threading.Thread]:
-    """A thread that does nothing but be there, as the threads of most programs do."""
+    """A thread that does nothing: most programs have other threads."""
     over = threading.Event()
     thread = threading.Thread(target=over.wait, name="second", daemon=True)
     thread.start()
@@ -174,9 +174,9 @@ def second_thread() -> Iterator[threading.Thread]:
 
 
 def missing(what: str) -> None:
-    """Skip a test for want of something; in continuous integration, where everything must be there,
-    fail instead."""
-    import pytest  # not up there: workers import this module too
+    """Skip a test because something is missing. In CI everything must be installed, so fail
+    instead."""
+    import pytest  # not at the top: workers import this module too
 
     if os.environ.get("CI"):
         pytest.fail(f"in CI this must be there: {what}")
@@ -184,15 +184,14 @@ def missing(what: str) -> None:
 
 
 def installed(name: str) -> None:
-    """A package that a program of the test needs. It is not loaded: many make a fork unsafe, and
-    every later test of this process would run in another way."""
+    """Skip the test unless a package is installed, without importing it. Many packages make forking
+    unsafe, and later tests of this process would then run differently."""
     if importlib.util.find_spec(name) is None:
         missing(f"the package {name}: pip install 'py-entangle[test]'")
 
 
 def needed(name: str) -> Any:
-    """A package that `py-entangle[test]` brings: a test that cannot have it is no test that has
-    passed."""
+    """Import a package of `py-entangle[test]`. Without it the test is skipped, or fails in CI."""
     try:
         return importlib.import_module(name)
     except ImportError:
