@@ -1,8 +1,8 @@
-"""What tests in a real account of AWS cost at most, and the guard that does not let them begin
-beyond a budget.
+"""An upper bound for what tests in a real AWS account cost, and a guard that does not let them
+begin beyond a budget.
 
-A test says its time limit and what it uses in that time (`bounded`), so its cost is an upper bound:
-nothing of it runs for longer than its limit and what ends it when its process is gone (`AFTER`).
+A test declares its time limit and what it uses in that time (`bounded`). This bounds its cost:
+nothing runs longer than the limit and the time after which it ends without its caller (`AFTER`).
 """
 
 from __future__ import annotations
@@ -14,61 +14,64 @@ from typing import Any
 
 import pytest
 
-#: On-demand prices of us-east-1 (USD), Linux on x86, in 2026; they change. Source: the price
-#: pages of Fargate, Lambda, S3, SQS, EC2, EBS, VPC and CloudWatch at aws.amazon.com.
-FARGATE_CPU, FARGATE_GB = 0.04048, 0.004445  # an hour; Batch itself costs nothing
-LAMBDA_GB, LAMBDA_CALL = 0.0000166667, 0.0000002  # a second; a call
-S3_REQUEST, S3_GB_OUT = 0.000005, 0.09  # a PUT or a LIST, the dearest; a GB to the internet
-SQS_REQUEST = 0.0000005  # of a FIFO queue
-T3_MICRO, T3_CREDITS = 0.0104, 0.10  # an hour; what its two CPUs cost above their share
-EBS_GB, ADDRESS = 0.08 / 720, 0.005  # an hour: a GB of gp3; a public address
+#: On-demand prices of us-east-1 (USD), Linux on x86, in 2026; they change. Source: the price pages
+#: of Fargate, Lambda, S3, SQS, EC2, EBS, VPC and CloudWatch at aws.amazon.com.
+FARGATE_CPU, FARGATE_GB = 0.04048, 0.004445  # per hour; Batch itself is free
+LAMBDA_GB, LAMBDA_CALL = 0.0000166667, 0.0000002  # per second; per call
+# A PUT or LIST, the most expensive requests; a GB to the internet.
+S3_REQUEST, S3_GB_OUT = 0.000005, 0.09
+SQS_REQUEST = 0.0000005  # on a FIFO queue
+T3_MICRO, T3_CREDITS = 0.0104, 0.10  # per hour; per hour of CPU above the instance's baseline
+EBS_GB, ADDRESS = 0.08 / 720, 0.005  # per hour: a GB of gp3; a public address
 LOGS_GB = 0.50
 
-#: No region is twice as dear. The dearest is São Paulo, by 1.8.
+#: The most expensive region, São Paulo, costs 1.8 times as much.
 DEAREST = 2.0
-#: Seconds for which a container may run on when its caller is gone: the lease, and how AWS rounds.
+#: How long a container may run after its caller's end (seconds): its lease, and AWS's rounding.
 AFTER = 180.0
-#: Seconds for which an instance may: until nobody has come, or it is idle; and its shutdown.
+#: The same for an instance: until it finds that it has no caller or is idle, and its shutdown.
 INSTANCE_AFTER = 420.0
-#: USD, where ENTANGLE_TEST_AWS_BUDGET says nothing.
+#: USD, if ENTANGLE_TEST_AWS_BUDGET is not set.
 BUDGET = 1.0
 
 
 def container(seconds: float, cpus: float = 1.0, gb: float = 2.0) -> float:
-    """A container of Fargate, also as a job of Batch, with 10 MB of log."""
+    """A Fargate container, also as a Batch job, with 10 MB of logs."""
     return (seconds + AFTER) / 3600 * (cpus * FARGATE_CPU + gb * FARGATE_GB + ADDRESS) + 0.01 * LOGS_GB
 
 
 def function(seconds: float, calls: int, gb: float = 1769 / 1024) -> float:
-    """Calls of a function of Lambda that each take so long, with 10 MB of log."""
+    """Calls of a Lambda function, each of this length, with 10 MB of logs."""
     return calls * (seconds * gb * LAMBDA_GB + LAMBDA_CALL) + 0.01 * LOGS_GB
 
 
 def instance(seconds: float) -> float:
-    """An instance of EC2 of the smallest type, with a disk of 8 GB."""
+    """An EC2 instance of the smallest type, with a disk of 8 GB."""
     return (seconds + INSTANCE_AFTER) / 3600 * (T3_MICRO + T3_CREDITS + ADDRESS + 8 * EBS_GB)
 
 
 def bucket(requests: int = 500, gb_out: float = 0.001) -> float:
-    """Requests of S3, and what comes from there."""
+    """S3 requests, and downloads."""
     return requests * S3_REQUEST + gb_out * S3_GB_OUT
 
 
 def messages(requests: int) -> float:
-    """Requests of SQS."""
+    """SQS requests."""
     return requests * SQS_REQUEST
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a test costs at most (USD); `optional`: it is left out where the budget is too small."""
+    """The most that a test can cost (USD). If `optional`, it is left out when the budget is too
+    small."""
 
     usd: float
     optional: bool
 
 
 def bounded(seconds: float, usd: float, *, optional: bool = False) -> Callable[[Any], Any]:
-    """A test that is ended after so many seconds and costs so much at most, in us-east-1."""
+    """Mark a test that is ended after this many seconds and costs at most this much, in
+    us-east-1."""
 
     def wrap(test: Any) -> Any:
         test.bound = Bound(DEAREST * usd, optional)
@@ -78,10 +81,11 @@ def bounded(seconds: float, usd: float, *, optional: bool = False) -> Callable[[
 
 
 def within_budget(tests: Iterable[Any]) -> tuple[float, list[Any]]:
-    """What these tests cost at most, together, and which optional ones are left out for that.
+    """The most that these tests can cost together, and the optional ones that are left out for
+    that.
 
-    Fails where even the others cost more than ENTANGLE_TEST_AWS_BUDGET (USD), and where a test says
-    nothing of its cost. It asks nobody.
+    Fails if even the others cost more than ENTANGLE_TEST_AWS_BUDGET (USD), or if a test declares no
+    bound. It makes no requests.
     """
     said = os.environ.get("ENTANGLE_TEST_AWS_BUDGET") or str(BUDGET)
     try:

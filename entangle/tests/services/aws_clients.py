@@ -1,4 +1,4 @@
-"""The clients of boto3 that entangle makes, so that a test can end their connections."""
+"""The boto3 clients that entangle makes, so that a test can close their connections."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from entangle._aws import account
 
 
 def listed_clients(patched: pytest.MonkeyPatch) -> list[Any]:
-    """Have entangle make new clients from now on; they are in this list. One that is closed opens
-    other connections when it is asked again."""
+    """Make entangle create new clients from now on. They are in the returned list. A closed client
+    opens new connections if it is used again."""
     clients, make = list[Any](), account._known_client.__wrapped__
 
     @functools.lru_cache

@@ -1,7 +1,7 @@
-"""What tests have made in an account of AWS, and its removal.
+"""What tests have created in an AWS account, and its removal.
 
-What entangle makes is told by what was there before. What the tests make by themselves is told by
-its name, so that of sessions that were killed goes, too.
+Resources that entangle creates are those that were not there before. Resources that the tests
+create have a name prefix, so leftovers of killed test sessions are found, too.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from entangle._aws.bucket import PREFIX
 from entangle._aws.instances import ours
 from entangle._aws.inventory import inventory
 
-#: How what the tests make by themselves is named.
+#: The prefix of names that the tests choose.
 NAMES = "entangle-tests-"
-#: Seconds until an instance that is told to end has ended.
+#: How long to wait for instances to terminate (seconds).
 _ENDING = 300.0
 
 
 def new_name() -> str:
-    """A name in an account that others use, too."""
+    """A name that is unique in an account that others use, too."""
     return f"{NAMES}{os.urandom(6).hex()}"
 
 
 class Leftovers:
-    """What is in an account since this was made."""
+    """What has been created in the account since this object was made."""
 
     def __init__(self, account: Account, cluster: str, queue: str) -> None:
         self.account, self.cluster, self.queue = account, cluster, queue
@@ -54,11 +54,11 @@ class Leftovers:
                     yield "function", each["FunctionName"]
 
     def now(self) -> list[tuple[str, str]]:
-        """The kind and the name of each thing."""
+        """The kind and name of each resource."""
         return sorted({*(self._there() - self.before), *self._of_the_tests()})
 
     def sweep(self) -> list[str]:
-        """Remove all of it; gives what is left, and why."""
+        """Remove all of it. Return what could not be removed, and why."""
         troubles = []
         remove: dict[str, Callable[[str], object]] = {
             "instance": lambda name: self._client("ec2").terminate_instances(InstanceIds=[name]),
@@ -85,7 +85,7 @@ class Leftovers:
 
     def _remove_function(self, name: str) -> None:
         self._client("lambda").delete_function(FunctionName=name)
-        with contextlib.suppress(Exception):  # it has printed nothing
+        with contextlib.suppress(Exception):  # a function that printed nothing has no log group
             self._client("logs").delete_log_group(logGroupName=f"/aws/lambda/{name}")
 
     def _remove_job_definition(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""In the place of what gives a container of Batch or ECS the credentials of its role."""
+"""The endpoint that gives a container of Batch or ECS the credentials of its role."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ TOKEN = "token-of-the-container"
 
 
 class CredentialsEndpoint(ScriptedServer):
-    """Gives new keys each time; they last for `lasts` seconds."""
+    """Returns new keys for each request, valid for `lasts` seconds."""
 
     def __init__(self, lasts: float = 3600.0) -> None:
         self.lasts = lasts
-        #: Answers in place of keys, the next first: a status and a body; "" closes the connection.
+        #: Replies to send in place of keys, in order: status and body; "" closes the connection.
         self.instead: list[tuple[int, str]] = []
-        #: Keys in place of made ones, the next first: id, secret, token.
+        #: Keys to return in place of generated ones, in order: id, secret, token.
         self.keys: list[tuple[str, str, str]] = []
-        #: The ids that it has given.
+        #: The key ids that it has returned.
         self.given: list[str] = []
         super().__init__()
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables by which a container finds it."""
+        """The environment variables with which a container finds it."""
         return {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.url}/role", "AWS_CONTAINER_AUTHORIZATION_TOKEN": TOKEN}
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -17,36 +17,37 @@ from .lifeline import Lifeline
 
 
 def what_is_missing() -> str:
-    """What must be installed before there can be a cluster, in words; empty if nothing."""
+    """Why there can be no cluster here; an empty string if nothing is missing."""
     lacking = importlib.util.find_spec("distributed") is None
     return "no package distributed here: make test-engines (or: pip install 'dask[distributed]')" if lacking else ""
 
 
 class DaskCluster:
-    """A scheduler at `address`, and workers of one thread each; a worker that dies stays dead."""
+    """A scheduler at `address`, and workers with one thread each. Dead workers are not
+    restarted."""
 
     def __init__(self, folder: Path) -> None:
         self._lifeline = Lifeline(folder)
         self.folder = folder
         self.address = ""
-        #: The process numbers of the workers that were started.
+        #: The pids of the workers that were started.
         self.workers: list[int] = []
 
     def start(self, workers: int = 2) -> None:
-        """Start the scheduler and so many workers, and wait until all are there."""
+        """Start the scheduler and this many workers. Wait until all are connected."""
         self.start_scheduler("scheduler")
         for _ in range(workers):
             self.start_worker()
 
     def start_scheduler(self, name: str) -> None:
-        """Start the scheduler; one that follows another has its port, and yet no workers."""
+        """Start the scheduler. A second one gets the port of the first, but has no workers yet."""
         port = self.address.rpartition(":")[2] or "0"
         pid = self._dask(name, "--port", port, "--no-jupyter", kind="scheduler")
         self.address = self._heard(name, pid, r"Scheduler at:\s*(tcp://[\d.]+:\d+)")
 
     def start_worker(self, *more: str) -> int:
-        """One more worker, as in place of one that a test has killed; gives its process number.
-        `more`: further options."""
+        """Start another worker, for example in place of a killed one. Return its pid. `more`:
+        further command-line options."""
         name = f"w{len(self.workers) + 1}"
         options = ("--nworkers", "1", "--nthreads", "1", "--no-nanny", "--local-directory", str(self.folder), *more)
         pid = self._dask(name, self.address, "--name", name, *options, kind="worker")
@@ -66,13 +67,13 @@ class DaskCluster:
         return found[1]
 
     def stop(self) -> None:
-        """End all of it."""
+        """Stop all processes."""
         self._lifeline.end()
 
 
 @contextlib.contextmanager
 def dask_cluster(workers: int = 2) -> Iterator[DaskCluster]:
-    """A cluster that ends with this block."""
+    """A cluster for the time of the block."""
     folder = Path(tempfile.mkdtemp(prefix="entangle-dask-"))
     cluster = DaskCluster(folder)
     try:

@@ -1,13 +1,13 @@
-"""EC2 whose instances start: moto keeps the records, and each instance is a machine here.
+"""EC2 with instances that start: moto keeps the state, and each instance is a machine here.
 
-A machine is a process namespace and a mount namespace with a `/run`, a console and host keys of its
-own. It has a real ssh server on a port of loopback, and runs the instance's user data as root, as
-cloud-init does; `shutdown` in it ends it, as its shutdown behaviour says. What is between the
-program and moto is in `Cloud`: it starts and ends machines, and answers in the place of moto what
-that leaves out (the console's output, Debian's images, the metadata of an instance).
+A machine is a PID namespace and a mount namespace, with its own `/run`, console and host keys. It
+runs a real ssh server on a port of loopback, and the instance's user data as root, as cloud-init
+does. `shutdown` in it ends it, according to its shutdown behaviour. `Cloud` stands between the
+program and moto. It starts and ends machines, and answers what moto does not: the console's output,
+Debian's images, an instance's metadata.
 
-A machine has no address of its own. The ssh client's configuration gives the address that moto has
-for it the port of its server, as it would give it a jump host.
+A machine has no address of its own. The ssh client's configuration maps the address that moto
+invents to loopback and the port of the machine's server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from .emulators import Emulator
 from .hosts import _PATH, _free_port, make_key, program, this_python
 from .hosts import what_is_missing as what_ssh_is_missing
 
-#: The first process of a machine: $1 is its folder, $2 its ssh server, $3 "data" at first.
+#: The first process of a machine. $1: its directory; $2: its ssh server; $3: "data" at the first
+#: start.
 _BOOT = """
 set -e
 mount -t tmpfs tmpfs /run
@@ -49,7 +50,7 @@ while [ ! -e "$1/down" ]; do sleep 0.05; done
 
 
 def what_is_missing() -> str:
-    """What must be installed before there can be machines, in words; empty if nothing."""
+    """Why there can be no machines here; an empty string if nothing is missing."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "no root here, on Linux: machines are namespaces"
     lacking = [name for name in ("unshare", "flock", "setpriv") if program(name) is None]
@@ -57,13 +58,13 @@ def what_is_missing() -> str:
 
 
 class Machine:
-    """What an instance is a record of."""
+    """The machine behind an instance."""
 
     def __init__(self, cloud: Cloud, instance: str, folder: Path, asked: dict[str, str]) -> None:
         self.cloud, self.instance, self.folder = cloud, instance, folder
         self.port = _free_port()
         self.console, self.down = folder / "console", folder / "down"
-        #: What the metadata say of the end of a spot instance.
+        #: The time at which the spot instance will end, as in its metadata.
         self.taken_back = ""
         self._stops = asked.get("InstanceInitiatedShutdownBehavior") != "terminate"
         self._process: subprocess.Popen[bytes] | None = None
@@ -96,11 +97,11 @@ SetEnv PATH={folder}/bin:{_PATH}
 
     @property
     def runs(self) -> bool:
-        """Whether it is on."""
+        """Whether it is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self, *, first: bool) -> None:
-        """Switch it on."""
+        """Start it."""
         self.down.unlink(missing_ok=True)
         self.console.write_text("")
         started = threading.Event()
@@ -108,8 +109,9 @@ SetEnv PATH={folder}/bin:{_PATH}
         started.wait(20)
 
     def _run(self, first: bool, started: threading.Event) -> None:
-        """Be its power, in a thread of its own: it dies with the thread that has started it. When
-        it has shut itself down, AWS does what its behaviour says."""
+        """Start its processes and wait for them, in one thread: they die with the thread that
+        started them. If the machine has shut itself down, tell EC2, according to its shutdown
+        behaviour."""
         names = {"PATH": f"{self.folder}/bin:{_PATH}", "LANG": "C.UTF-8"}
         names["AWS_EC2_METADATA_SERVICE_ENDPOINT"] = f"{self.cloud.endpoint}/of/{self.instance}"
         inside = ["sh", "-c", _BOOT, "boot", str(self.folder), str(program("sshd")), "data" if first else ""]
@@ -130,7 +132,7 @@ SetEnv PATH={folder}/bin:{_PATH}
             (ec2.stop_instances if self._stops else ec2.terminate_instances)(InstanceIds=[self.instance])
 
     def kill(self) -> None:
-        """Cut the power, without a word to anybody."""
+        """Kill it without notice, as by a power failure."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -145,19 +147,20 @@ SetEnv PATH={folder}/bin:{_PATH}
             console.write(text)
 
     def log(self) -> str:
-        """What there is to read about it."""
+        """The content of its log files."""
         return "\n".join(f"{path.name}: {path.read_text(errors='replace')}" for path in sorted(self.folder.glob("*.log")))
 
 
 class Cloud:
-    """EC2 at `endpoint`: moto's answers, and machines. `asked` has the names of what was asked."""
+    """EC2 at `endpoint`: moto's answers, and machines. `asked` has the names of the actions
+    requested."""
 
     def __init__(self, moto: Emulator, folder: Path) -> None:
         self.moto, self.folder = moto, folder
         self.machines: dict[str, Machine] = {}
         self.keys: dict[str, str] = {}
         self.asked: list[str] = []
-        #: What is answered next, by the name of the action: an error's code and its words.
+        #: Errors for the next request of an action, by its name: the error's code and message.
         self.refusals: dict[str, tuple[str, str]] = {}
         self.tokens = 0
         self._guard = threading.Lock()
@@ -172,16 +175,16 @@ class Cloud:
         self.ssh_configuration.write_text("")
 
     def only(self) -> Machine:
-        """The machine, where there is one."""
+        """The only machine."""
         (machine,) = self.machines.values()
         return machine
 
     def state(self, instance: str) -> str:
-        """What moto says of an instance."""
+        """The instance's state in moto."""
         return str(self.ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]["State"]["Name"])
 
     def launched(self, instance: str, asked: dict[str, str]) -> Machine:
-        """An instance is to start for the first time."""
+        """Start an instance for the first time."""
         machine = Machine(self, instance, self.folder / instance, asked)
         self.machines[instance] = machine
         machine.start(first=True)
@@ -189,7 +192,7 @@ class Cloud:
         return machine
 
     def write_addresses(self) -> None:
-        """Tell the ssh client where the machines are."""
+        """Write the machines' addresses into the ssh client's configuration."""
         lines = []
         for instance, machine in self.machines.items():
             said = self.ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
@@ -201,7 +204,7 @@ class Cloud:
         os.replace(draft, self.ssh_configuration)
 
     def end(self) -> None:
-        """End the machines, and forget them in moto."""
+        """Kill the machines, and terminate their instances in moto."""
         for machine in self.machines.values():
             machine.kill()
         for thread in threading.enumerate():
@@ -218,7 +221,7 @@ class Cloud:
     # What is asked ----------------------------------------------------------------------------
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes, str]:
-        """The answer to a request: its status, its content, and the type of that."""
+        """Answer a request: its status, its content and the content type."""
         if path.startswith("/of/"):
             _, _, instance, rest = path.split("/", 3)
             return self._metadata(method, instance, rest, headers)
@@ -267,7 +270,7 @@ class Cloud:
                 return error.code, error.read(), error.headers.get("Content-Type", "")
 
     def _console(self, instance: str) -> str:
-        """In the shape in which AWS gives it."""
+        """The console's output, in the format of AWS."""
         output = base64.b64encode(self.machines[instance].console.read_bytes()).decode()
         return (
             '<GetConsoleOutputResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><requestId>0</requestId>'
@@ -276,7 +279,7 @@ class Cloud:
         )
 
     def _metadata(self, method: str, instance: str, path: str, headers: dict[str, str]) -> tuple[int, bytes, str]:
-        """As an instance is answered at 169.254.169.254, where it must have a token."""
+        """The metadata service of an instance (169.254.169.254), which requires a token."""
         if method == "PUT" and path == "latest/api/token" and "X-aws-ec2-metadata-token-ttl-seconds".lower() in map(str.lower, headers):
             self.tokens += 1
             return 200, b"a-token", "text/plain"
@@ -304,18 +307,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def __getattr__(self, name: str) -> Any:
-        """One answer to every method: `do_GET`, `do_POST` and the rest."""
+        """Handles all methods: `do_GET`, `do_POST` and the rest."""
         if name.startswith("do_"):
             return self._do
         raise AttributeError(name)
 
     def log_message(self, *words: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextlib.contextmanager
 def cloud_over(moto: Emulator, folder: Path) -> Iterator[Cloud]:
-    """A cloud for as long as the block lasts."""
+    """A cloud for the time of the block."""
     cloud = Cloud(moto, folder)
     try:
         yield cloud

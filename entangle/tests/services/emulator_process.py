@@ -1,11 +1,11 @@
 """The process of an emulator: `python emulator_process.py {moto,ministack} PORT IMAGE FOLDER`.
 
-It stands alone, as ministack runs in an environment without entangle. Containers that the emulator
-makes get a label, the network of the host (so that they reach its port on loopback), and a limit
-of memory; when this process is told to end, they go, and so does its folder.
+It imports nothing of entangle, because ministack runs in an environment without it. The emulator's
+containers get a label, a memory limit, and the host's network, so that they can connect to the
+emulator on loopback. When this process is terminated, it removes them and its directory.
 
-Where an emulator leaves out what AWS documents, and entangle relies on it, it is filled in here:
-`_as_batch_does`, `_as_ecs_does`, `_as_lambda_does`, `_as_s3_does`. What that is, and what is still
+Some behaviour is documented by AWS and needed by entangle, but missing in an emulator. It is added
+here: `_as_batch_does`, `_as_ecs_does`, `_as_lambda_does`, `_as_s3_does`. Details, and what is still
 missing: docs/architecture/clouds_in_tests.md.
 """
 
@@ -26,8 +26,8 @@ from typing import Any
 
 LABEL = "entangle.emulator"
 
-#: What the container of a Lambda function runs, where its image says nothing else: moto gives it
-#: the handler and the event, and takes its last line for the answer.
+#: The program of a Lambda function's container, if its image names none. moto passes the handler
+#: and the event, and takes the last line of output as the result.
 _LAMBDA = """
 import importlib, json, os, sys, time
 sys.path.insert(0, "/var/task"); os.chdir("/var/task")
@@ -55,7 +55,7 @@ print(answer)
 
 
 class Containers:
-    """What an emulator makes at the docker daemon."""
+    """The containers and volumes that an emulator makes in the docker daemon."""
 
     def __init__(self, port: str, image: str) -> None:
         self.port, self.image = port, image
@@ -63,7 +63,7 @@ class Containers:
         self._lock = threading.Lock()
 
     def watch(self) -> None:
-        """Have each container that is made from now on pass by here."""
+        """Change the options of each container and volume that is made from now on."""
         from docker.models.containers import ContainerCollection
         from docker.models.volumes import VolumeCollection
 
@@ -82,14 +82,15 @@ class Containers:
 
         @functools.wraps(create_volume)
         def made_volume(collection: Any, name: Any = None, **options: Any) -> Any:
-            # moto names them after the code: two servers would share one, and each remove it.
+            # moto names volumes after the code. Two servers would share one, and each would remove
+            # it.
             labels = {**(options.pop("labels", None) or {}), LABEL: self.port}
             return create_volume(collection, f"{name}-{self.port}" if name else name, labels=labels, **options)
 
         of_containers.create, of_volumes.create = made, made_volume
 
     def _image(self, image: Any) -> Any:
-        """moto fills volumes by a container of busybox, which nobody has here."""
+        """moto fills volumes by a container of busybox, an image that is not here."""
         return self.image if image == "busybox" else image
 
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +110,7 @@ class Containers:
         return options
 
     def end(self) -> None:
-        """Remove all of them. None is made after this."""
+        """Remove all of them, and let no more be made."""
         import docker
 
         with self._lock:
@@ -128,7 +129,7 @@ class Containers:
 
 
 def _batch_job() -> Any:
-    """The job of moto's Batch whose thread this is; else None."""
+    """The job of moto's Batch that this thread runs, else None."""
     thread = threading.current_thread()
     return thread if type(thread).__module__ == "moto.batch.models" else None
 
@@ -139,13 +140,14 @@ def _of_this_job(container: Any) -> None:
 
 
 def _add_what_batch_adds(options: dict[str, Any]) -> None:
-    """The variables of Batch, and the limits that a definition or an override asks for."""
+    """The variables of Batch, and the limits that the definition or an override requests."""
     job = _batch_job()
     if job is None:
         return
     _, _, index = job.job_id.partition(":")
     added = {
-        "AWS_BATCH_JOB_ID": job.job_id,  # children of an array share a list: the last one's stood there
+        # The children of an array share a list, which held the last child's id.
+        "AWS_BATCH_JOB_ID": job.job_id,
         "AWS_BATCH_JQ_NAME": job.job_queue.name,
         "AWS_BATCH_CE_NAME": job.job_queue.environments[0].name,
         "AWS_BATCH_JOB_ATTEMPT": "1",
@@ -161,7 +163,7 @@ def _add_what_batch_adds(options: dict[str, Any]) -> None:
 
 
 def _as_batch_does() -> None:
-    """Exit codes and reasons in what is told of a job, as AWS has them."""
+    """Exit codes and reasons in the descriptions of jobs, as on AWS."""
     from moto.batch.models import Job
 
     mark_stopped, describe = Job._mark_stopped, Job.describe
@@ -195,11 +197,12 @@ def _as_batch_does() -> None:
 
 
 def _why_it_stopped(job: Any, error: BaseException | None) -> dict[str, Any]:
-    if (job.job_stopped_reason or "").startswith("Host EC2"):  # a test plays a reclaimed instance
+    # A test simulates a reclaimed instance.
+    if (job.job_stopped_reason or "").startswith("Host EC2"):
         return {"statusReason": job.job_stopped_reason}
     container = getattr(job, "entangle_container", None)
     if container is None:
-        if job.stop or job.latest_attempt is None:  # before it began
+        if job.stop or job.latest_attempt is None:  # it ended before it began
             return {"statusReason": "Dependent Job failed"}
         return {"statusReason": "Task failed to start", "reason": f"CannotPullContainerError: {error}"}
     if error is not None and "attemptDurationSeconds" in str(error):
@@ -212,13 +215,13 @@ def _why_it_stopped(job: Any, error: BaseException | None) -> dict[str, Any]:
     return told
 
 
-#: The words of Batch and of ECS.
+#: The reason that Batch and ECS give.
 _NO_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
 
 
 def _had_no_memory(container: Any) -> bool:
-    """Whether the kernel has killed a container for its memory: the daemon may hear of that after
-    it has heard of the end."""
+    """Whether the OOM killer killed a container. The daemon may learn that after the container's
+    end."""
     for _ in range(20):
         container.reload()
         if container.attrs["State"]["OOMKilled"]:
@@ -231,8 +234,8 @@ def _had_no_memory(container: Any) -> bool:
 
 
 def _as_ecs_does() -> None:
-    """The memory of a task or a container is a limit, with the reason where it was too little;
-    `initProcessEnabled`; and the words with which AWS says that a task ended by itself."""
+    """The memory of a task or a container is a limit, and exceeding it is the reason of its end.
+    `initProcessEnabled` is respected. A task that ended by itself has the same reason as on AWS."""
     ecs: Any = importlib.import_module("ministack.services.ecs")
     build, mark = ecs._build_run_kwargs, ecs._mark_task_stopped
 
@@ -250,9 +253,9 @@ def _as_ecs_does() -> None:
             for told, identity in zip(task.get("containers", []), list(task.get("_docker_ids") or []), strict=False):
                 if told.get("exitCode") == 137 and _had_no_memory(ecs._get_docker().containers.get(identity)):
                     told["reason"] = _NO_MEMORY
-        elif reason == "Your Spot Task was interrupted.":  # a test plays Fargate
+        elif reason == "Your Spot Task was interrupted.":  # a test simulates Fargate
             code = "SpotInterruption"
-        elif "/images/create" in reason:  # the daemon's pull
+        elif "/images/create" in reason:  # the daemon failed to pull the image
             reason = "CannotPullContainerError: " + reason.partition("start container: ")[2]
         return mark(arn, task, reason, code, exit_code)
 
@@ -260,8 +263,8 @@ def _as_ecs_does() -> None:
 
 
 def _ecs_prints_elsewhere(endpoint: str) -> None:
-    """What tasks print goes to the logs of another emulator; a container stays until all of it is
-    there."""
+    """Send the output of tasks to the logs of another emulator. A container is kept until all of
+    its output has been sent."""
     ecs: Any = importlib.import_module("ministack.services.ecs")
     session: Any = importlib.import_module("botocore.session").get_session()
     logs = session.create_client("logs", endpoint_url=endpoint)
@@ -296,7 +299,7 @@ def _ecs_prints_elsewhere(endpoint: str) -> None:
         identity = container if isinstance(container, str) else getattr(container, "id", "")
         thread = forwarding.pop(identity, None)
         if thread is not None:
-            with contextlib.suppress(Exception):  # gone already
+            with contextlib.suppress(Exception):  # it may be gone already
                 docker_client.containers.get(identity).stop(timeout=5)
             thread.join(10)
         remove(docker_client, container)
@@ -309,7 +312,7 @@ def _ecs_prints_elsewhere(endpoint: str) -> None:
 
 
 def _as_lambda_does() -> None:
-    """Asynchronous calls return at once, and errors of a body are told with their type."""
+    """Asynchronous calls return at once, and the errors of a body have a type."""
     from moto.awslambda.models import LambdaFunction
     from moto.utilities.docker_utilities import DockerModel
 
@@ -324,16 +327,18 @@ def _as_lambda_does() -> None:
             return ""
         answer = invoke(function, body, request_headers, response_headers)
         if "x-amz-function-error" in response_headers:
-            response_headers["x-amz-function-error"] = "Unhandled"  # "Handled" is of a runtime that is gone
+            # "Handled" was used by old runtimes only.
+            response_headers["x-amz-function-error"] = "Unhandled"
         return answer
 
     def ensured(model: Any, name: str) -> None:
-        if name != "busybox":  # another stands in for it: `Containers`
+        if name != "busybox":  # `Containers` replaces it by another image
             ensure(model, name)
 
     LambdaFunction.invoke, DockerModel.ensure_image_exists = invoked, ensured
     vars_of: Any = DockerModel
-    vars_of._DockerModel__docker_client = None  # a version is a copy of a function, which lacks it
+    # A version is a copy of a function, and the client cannot be copied.
+    vars_of._DockerModel__docker_client = None
 
 
 # --- S3 -------------------------------------------------------------------------------------------
@@ -343,7 +348,7 @@ _EXPIRED = b"""<?xml version="1.0" encoding="UTF-8"?>
 
 
 def _as_s3_does() -> None:
-    """A presigned address is refused when its time is over."""
+    """Refuse expired presigned URLs."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 
     dispatch: Any = DomainDispatcherApplication.__call__
@@ -359,7 +364,7 @@ def _as_s3_does() -> None:
 
 
 def _is_over(query: dict[str, list[str]]) -> bool:
-    if "X-Amz-Expires" in query:  # version 4
+    if "X-Amz-Expires" in query:  # signature version 4
         signed = datetime.datetime.strptime(query["X-Amz-Date"][0] + "+0000", "%Y%m%dT%H%M%SZ%z")
         return time.time() > signed.timestamp() + int(query["X-Amz-Expires"][0])
     return "Signature" in query and time.time() > int(query["Expires"][0])
@@ -387,10 +392,11 @@ def _ministack(port: str) -> None:
 
 
 def run(which: str, port: str, image: str, folder: str) -> None:
-    """Run an emulator until this process is told to end."""
+    """Run an emulator until this process is terminated."""
     containers = Containers(port, image)
     containers.watch()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until it has a handler of its own
+    # Until the emulator installs its own handler.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     trouble: Any = None
     try:
         {"moto": _moto, "ministack": _ministack}[which](port)
@@ -402,9 +408,9 @@ def run(which: str, port: str, image: str, folder: str) -> None:
     finally:
         containers.end()
         sys.stderr.flush()
-        if not trouble:  # else its log says what it was
+        if not trouble:  # keep the directory after an error: it has the log
             shutil.rmtree(folder, ignore_errors=True)
-        # Threads of jobs and of requests would be waited for.
+        # A normal exit would wait for the threads of jobs and requests.
         os._exit(0)
 
 

@@ -1,5 +1,5 @@
 """Emulators of AWS on this machine: moto's server, whose Batch and Lambda run containers, and
-ministack, whose ECS does. Each is a process of its own, at a port of its own on loopback."""
+ministack, whose ECS does. Each is a process of its own, with a port on loopback."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .given import IMAGE
 from .lifeline import Lifeline
 
 REGION = "us-east-1"
-#: Nobody's: emulators take any.
+#: Invented: emulators accept any.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIAENTANGLETESTS000", "AWS_SECRET_ACCESS_KEY": "entangle-tests-secret"}
 _numbers = itertools.count(1)
 
 
 def what_is_missing() -> str:
-    """What must be installed before there can be emulators, in words; empty if nothing."""
+    """Why there can be no emulators here; an empty string if nothing is missing."""
     lacking = [name for name in ("boto3", "moto", "awslambdaric") if importlib.util.find_spec(name) is None]
     return f"no package {' and no package '.join(lacking)} here: make test-clouds" if lacking else ""
 
@@ -41,7 +41,7 @@ def _ministack_python() -> Path:
 
 
 def what_ministack_is_missing() -> str:
-    """What must be installed before there can be a ministack, in words; empty if nothing."""
+    """Why there can be no ministack here; an empty string if nothing is missing."""
     there = _ministack_python().exists()
     return what_is_missing() or ("" if there else f"no ministack in {_ministack_python().parents[1]}: make test-clouds")
 
@@ -53,7 +53,7 @@ def _free_port() -> int:
 
 
 def new_name(what: str) -> str:
-    """A name that nothing has in an emulator of this process."""
+    """A name that is unused in this process's emulators."""
     return f"entangle-{what}-{next(_numbers)}"
 
 
@@ -69,8 +69,8 @@ class Emulator:
         self.endpoint = ""
 
     def start(self, python: Path, health: str, **environment: str) -> None:
-        """Start it by this Python, and wait until it answers at the path `health`."""
-        for _ in range(3):  # between our look and its start another program may take a port
+        """Start it with this Python, and wait until it answers at the path `health`."""
+        for _ in range(3):  # another program may take the free port before the emulator does
             self.port = _free_port()
             self.endpoint = f"http://127.0.0.1:{self.port}"
             if self._started(python, health, environment):
@@ -85,7 +85,7 @@ class Emulator:
         (self.folder / f"{self.which}.pid").unlink(missing_ok=True)
         self.pid = self._lifeline.start(self.which, command, **settings, **environment)
         until = time.monotonic() + 60
-        # By its log, too: what answers could be the other program.
+        # Also check the log: another program may answer at that port.
         while not (f"Running on {self.endpoint}" in self.log() and self._answers(health)):
             if not alive(self.pid) or time.monotonic() > until:
                 return False
@@ -100,12 +100,12 @@ class Emulator:
             return False
 
     def log(self) -> str:
-        """What it has written."""
+        """Its output so far."""
         return self._lifeline.log(self.which)
 
     def environment(self) -> dict[str, str]:
-        """The variables with which a program finds this emulator in the place of AWS, and nothing
-        else: no credentials of the user, no configuration file, no address of an instance."""
+        """Environment variables with which a program uses this emulator in place of AWS. The user's
+        credentials, configuration files and instance metadata are hidden from it."""
         nowhere = str(self.folder / "none")
         return {
             **CREDENTIALS,
@@ -118,28 +118,28 @@ class Emulator:
         }
 
     def client(self, service: str, **options: Any) -> Any:
-        """A client of boto3 for a service, whatever the variables say. Close it."""
+        """A boto3 client for a service, whatever the environment says. Close it after use."""
         given = {"endpoint_url": self.endpoint, "region_name": REGION, **_keys(), **options}
         return _session().client(service, **given)
 
     def bucket(self, name: str = "bucket") -> str:
-        """A new bucket's name."""
+        """Create a bucket. Return its name."""
         made = new_name(name).lower().replace("_", "-")
         with contextlib.closing(self.client("s3")) as s3:
             s3.create_bucket(Bucket=made)
         return made
 
     def containers(self, *, all: bool = False) -> list[str]:
-        """The ids of the containers that this emulator has made and that run; with `all`, those
-        that have ended and are not removed yet, too."""
+        """The ids of this emulator's running containers; with `all`, also those that have ended and
+        are not removed yet."""
         mine = ["--filter", f"label={emulator_process.LABEL}={self.port}"]
         command = ["docker", "ps", "--quiet", "--no-trunc", *(["--all"] if all else []), *mine]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
 
     @contextlib.contextmanager
     def permissions(self) -> Iterator[None]:
-        """In moto: look at the policies of whoever calls during this block. Outside, everybody may
-        do everything, also who has no keys that moto has made."""
+        """Make moto check the callers' policies during this block. Outside it, everybody may do
+        everything, even with credentials that moto did not issue."""
         self._check_from("0")
         try:
             yield
@@ -147,14 +147,14 @@ class Emulator:
             self._check_from("inf")
 
     def _check_from(self, number: str) -> None:
-        """Look at the policies from the call of this number on."""
-        text = {"Content-Type": "text/plain"}  # else urllib would say that it is a form
+        """Check policies from the request with this number on."""
+        text = {"Content-Type": "text/plain"}  # otherwise urllib sends it as a form
         request = urllib.request.Request(f"{self.endpoint}/moto-api/reset-auth", number.encode(), text, method="POST")
         with urllib.request.urlopen(request, timeout=20):
             pass
 
     def stop(self) -> None:
-        """End it, with its containers."""
+        """Stop it, and remove its containers."""
         self._lifeline.end()
 
 
@@ -183,22 +183,22 @@ def _emulator(which: str, python: Path, health: str, **environment: str) -> Iter
 
 @contextlib.contextmanager
 def moto_server() -> Iterator[Emulator]:
-    """moto's server, which ends with this block: S3, Batch, Lambda, SQS, SSM, IAM, EC2, logs …"""
+    """moto's server for the time of the block: S3, Batch, Lambda, SQS, SSM, IAM, EC2, logs …"""
     with _emulator("moto", Path(sys.executable), "/moto-api/", MOTO_DOCKER_NETWORK_MODE="host", MOTO_DOCKER_LAMBDA_IMAGE=IMAGE) as moto:
         yield moto
 
 
 @contextlib.contextmanager
 def ministack_server(logs: Emulator) -> Iterator[Emulator]:
-    """A ministack, which ends with this block, for its ECS. What tasks print goes to the logs of
-    another emulator, so that a program finds all logs at one address."""
+    """A ministack for the time of the block, for its ECS. The output of its tasks goes to the logs
+    of another emulator, so that a program finds all logs at one endpoint."""
     settings = {"BIND_HOST": "127.0.0.1", "MINISTACK_HOST": "127.0.0.1", "ENTANGLE_LOGS": logs.endpoint}
     with _emulator("ministack", _ministack_python(), "/_ministack/health", **settings) as ministack:
         yield ministack
 
 
 class JobQueue:
-    """A job queue of Batch, with a compute environment of Fargate's kind, in moto."""
+    """A job queue of Batch in moto, with a compute environment of type FARGATE."""
 
     def __init__(self, moto: Emulator) -> None:
         self.name, self.compute_environment = new_name("queue"), new_name("compute")
@@ -222,7 +222,7 @@ class JobQueue:
 
 
 class FargateCluster:
-    """A cluster of ECS in ministack, in the default network of moto, and where its tasks print."""
+    """A cluster of ECS in ministack, in moto's default network, and the log group of its tasks."""
 
     def __init__(self, ministack: Emulator, moto: Emulator) -> None:
         self.name, self.log_group = new_name("cluster"), f"/ecs/{new_name('tasks')}"

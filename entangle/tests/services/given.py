@@ -1,4 +1,4 @@
-"""Services that one test session shares: started when the first test wants them, ended with the
+"""Services that one test session shares. The first test that needs one starts it. It ends with the
 process."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from ..ways import missing
 from . import hosts as _hosts
 
-#: The image of `.ci/services`.
+#: The image that `.ci/services` builds.
 IMAGE = "entangle-tests:1"
 
 
@@ -27,8 +27,8 @@ def _remove(folder: Path, owner: int) -> None:
 
 
 def ssh_programs() -> None:
-    """See that there can be hosts with ssh servers; without the programs for it, the test is
-    skipped, or in CI fails."""
+    """Check that hosts with ssh servers are possible here. If programs are missing, skip the test,
+    or fail in CI."""
     lacking = _hosts.what_is_missing()
     if lacking:
         missing(lacking)
@@ -36,9 +36,8 @@ def ssh_programs() -> None:
 
 @functools.lru_cache(maxsize=1)
 def shared_hosts() -> _hosts.Hosts:
-    """Three hosts with ssh servers, which stay. Ask in a fixture of the session: in a test, they
-    would count as left behind by it. Without the programs for it, the test is skipped, or in CI
-    fails."""
+    """Three hosts with ssh servers, which stay. Ask in a fixture of session scope: if a test starts
+    them, they count as left behind by it. If programs are missing, skip the test, or fail in CI."""
     ssh_programs()
     stack = contextlib.ExitStack()
     folder = Path(tempfile.mkdtemp(prefix="entangle-hosts-"))
@@ -61,8 +60,8 @@ def _trouble_with_docker() -> str:
 
 
 def image() -> str:
-    """The name of the image for tests; without a docker daemon that has it, the test is skipped, or
-    in CI fails."""
+    """The name of the image for tests. Without a docker daemon that has it, skip the test, or fail
+    in CI."""
     trouble = _trouble_with_docker()
     if trouble:
         missing(trouble)
@@ -71,8 +70,8 @@ def image() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _trouble_with_packages() -> str:
-    """Why a container cannot install packages here, '' where it can: it asks the index, or the
-    proxy, that pip is told of."""
+    """Why a container here cannot install packages; '' if it can. It tries the index or proxy that
+    pip is configured to use."""
     from entangle._remote.transport.derived_images import settings_of_pip
 
     settings, _ = settings_of_pip()
@@ -90,8 +89,8 @@ def _trouble_with_packages() -> str:
 
 
 def packages() -> None:
-    """See that a container can install packages from an index. Where containers have no way out,
-    the test is skipped, or in CI fails, with that as the reason: what was to be tested is not
+    """Check that a container can install packages from an index. If containers have no network
+    access, skip the test, or fail in CI, with that reason: then it is not the tested code that is
     broken."""
     image()
     trouble = _trouble_with_packages()
@@ -100,16 +99,16 @@ def packages() -> None:
 
 
 def containers() -> list[str]:
-    """The containers of entangle that there are, running or not, but for those of tests that run
-    beside these."""
+    """The ids of entangle's containers, running or not, without those of test processes that run
+    beside this one."""
     command = ["docker", "ps", "--all", "--no-trunc", "--filter", "label=entangle", "--format", '{{.ID}} {{.Label "entangle.home"}}']
     listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     return [one for one, _, home in (line.partition(" ") for line in listed.splitlines()) if not _of_tests_beside(home)]
 
 
 def _of_tests_beside(home: str) -> bool:
-    """Whether a run directory is of other tests: that of their process, or one in a folder that
-    pytest has made for theirs."""
+    """Whether a run directory belongs to other tests: to their process, or inside a directory that
+    pytest made for them."""
     if home.startswith(os.environ["ENTANGLE_RUN_DIR"]):
         return False
     worker = re.search(r"/popen-(\w+)/", home)

@@ -1,8 +1,8 @@
 """Three hosts with an ssh server each, on this machine.
 
-Where we may (as root, on Linux), each is a network namespace with a cable of its own to one switch,
-a host name and a `/dev/shm` of its own, and its cable can be cut. Elsewhere each is an address of
-the loopback interface with a port of its own.
+As root on Linux, each is a network namespace with its own host name and `/dev/shm`, and with its
+own cable to a common switch. The cable can be cut. Otherwise, each is an address of the loopback
+interface, with its own port.
 
 ::
 
@@ -32,31 +32,30 @@ from ..evidence import alive, wait_until
 
 NAMES = ("alpha", "bravo", "carol")
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"])
-#: The prefix of our namespaces: the number of the test process follows, so that those of dead ones
-#: can be told.
+#: The prefix of our namespaces' names. The pid of the test process follows, so that namespaces of
+#: dead processes can be recognised.
 _MARK = "entangle-tests-"
 _networks = itertools.count()
 
 
 def program(name: str) -> str | None:
-    """Where a program lies; those of the system are not on every user's PATH."""
+    """The path of a program; system programs are not on every user's PATH."""
     return shutil.which(name, path=_PATH)
 
 
 def what_is_missing() -> str:
-    """What must be installed before there can be hosts, in words; empty if nothing."""
+    """Why there can be no hosts here; an empty string if nothing is missing."""
     wanted = [name for name in ("sshd", "ssh", "ssh-keygen") if program(name) is None]
     return f"no {', '.join(wanted)} here: make services (or: apt install openssh-server openssh-client)" if wanted else ""
 
 
 def can_have_namespaces() -> bool:
-    """Whether this user may make network namespaces here."""
+    """Whether this user may make network namespaces."""
     return sys.platform == "linux" and os.geteuid() == 0 and program("ip") is not None and _try("ip", "netns", "list")
 
 
 def this_python() -> str:
-    """The interpreter below our virtual environment: this Python, and none of the packages that we
-    have."""
+    """The interpreter below our virtual environment: the same Python without our packages."""
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
@@ -77,7 +76,7 @@ def _try(*command: str) -> bool:
 
 
 class Host:
-    """One host: its address and port, its ssh server, and what can happen to it."""
+    """A host: its address, its port, its ssh server, and the faults it can have."""
 
     def __init__(self, name: str, address: str, port: int, folder: Path, namespace: str = "", switch: str = "", settings: str = "") -> None:
         self.name, self.address, self.port, self.folder = name, address, port, folder
@@ -88,7 +87,7 @@ class Host:
 
     @property
     def server(self) -> int:
-        """The process number of the ssh server."""
+        """The pid of the ssh server."""
         assert self._server is not None
         return self._server.pid
 
@@ -112,11 +111,10 @@ PrintMotd no
         )
         sshd = program("sshd")
         assert sshd is not None
-        # The server goes with us, however we end. It is started by its whole path, which it insists
-        # on.
+        # The server dies with this process, however it ends. sshd must be started by its full path.
         command = [*self._deadly(), sshd, "-D", "-e", "-f", str(configuration)]
         if self.namespace:
-            # A memory of its own, and under /mnt a disk that is soon full.
+            # A `/dev/shm` of its own, and under /mnt a small disk.
             mounts = "mount -t tmpfs -o size=64m tmpfs /dev/shm && mount -t tmpfs -o size=8m tmpfs /mnt"
             script = f'{mounts} && hostname {self.name} && exec "$@"'
             command = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "sh", "-c", script, "sh", *command]
@@ -146,7 +144,7 @@ PrintMotd no
             return False
 
     def log(self) -> str:
-        """What the server has said so far."""
+        """The end of the server's log."""
         with suppress(OSError):
             return (self.folder / f"{self.name}.log").read_text(errors="replace")[-2000:]
         return ""
@@ -156,8 +154,8 @@ PrintMotd no
         return (self.folder / f"{self.name}.log").read_text(errors="replace").count("Accepted publickey")
 
     def processes(self) -> list[int]:
-        """Everything that runs there because of somebody's login: what the server has started,
-        without the server itself."""
+        """The pids of everything that logins have started: the server's descendants, without the
+        server itself."""
         if self._server is None:
             return []
         found, edge = [], [self._server.pid]
@@ -170,8 +168,8 @@ PrintMotd no
         return [pid for pid in found if alive(pid)]
 
     def kill_server(self, *, sessions: bool = False) -> None:
-        """Kill the server; with `sessions`, the part of it that carries each login too, as when the
-        machine crashes."""
+        """Kill the server; with `sessions`, also its processes for the open logins, as if the
+        machine had crashed."""
         assert self._server is not None
         carriers = [pid for pid in self.processes() if b"sshd" in _command(pid)] if sessions else []
         for pid in [self._server.pid, *carriers]:
@@ -180,7 +178,7 @@ PrintMotd no
         self._server.wait()
 
     def stop(self) -> None:
-        """End the server and whatever it still carries."""
+        """Stop the server and its sessions."""
         if self._server is None:
             return
         for pid in [self._server.pid, *self.processes()]:
@@ -190,16 +188,16 @@ PrintMotd no
         self._server = None
 
     def cut(self) -> None:
-        """Pull the plug: nothing arrives any more, and nobody is told."""
+        """Cut the cable: packets are lost, and no side is notified."""
         assert self._switch, "cables can be cut only where hosts are network namespaces"
         _do("ip", "-n", self._switch, "link", "set", self.name, "down")
 
     def mend(self) -> None:
-        """Put the plug back in."""
+        """Repair the cable."""
         _do("ip", "-n", self._switch, "link", "set", self.name, "up")
 
     def inside(self, path: str) -> Path:
-        """A path of this host as we can reach it: its `/dev/shm` is another one than ours."""
+        """A path of this host as seen from here: its `/dev/shm` is another one than ours."""
         return Path(f"/proc/{self.server}/root{path}") if self.namespace else Path(path)
 
 
@@ -219,7 +217,7 @@ def _command(pid: int) -> bytes:
 
 
 class Hosts:
-    """The three hosts, the user's key, and the files that a user would have."""
+    """The three hosts, the user's key, and the files of a user's `~/.ssh`."""
 
     def __init__(self, folder: Path, hosts: Sequence[Host]) -> None:
         self.folder, self.hosts = folder, {host.name: host for host in hosts}
@@ -250,7 +248,7 @@ class Hosts:
         return {**found, **others}
 
     def client_configuration(self) -> Path:
-        """A user's `~/.ssh/config`, by which the hosts are known by name."""
+        """Write a `~/.ssh/config` that defines the hosts' names."""
         path = self.folder / "ssh_config"
         parts = [f"IdentityFile {self.key}\nUserKnownHostsFile {self.known_hosts}\nGlobalKnownHostsFile /dev/null\nUser {self.user}\n"]
         parts += [f"Host {host.name}\n  HostName {host.address}\n  Port {host.port}\n" for host in self.hosts.values()]
@@ -265,7 +263,7 @@ def _user() -> str:
 
 
 def make_key(path: Path) -> None:
-    """Make a pair of keys at `path` and `path`.pub, without a passphrase."""
+    """Make a key pair at `path` and `path`.pub, without a passphrase."""
     for old in (path, path.with_name(path.name + ".pub")):
         old.unlink(missing_ok=True)
     _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "entangle-tests", "-f", str(path))
@@ -278,17 +276,18 @@ def _known_hosts_line(host: Host) -> str:
 
 
 def write_known_hosts(hosts: Hosts) -> None:
-    """Write down the key of each host as the user knows it."""
+    """Write the key of each host to known_hosts."""
     hosts.known_hosts.write_text("".join(_known_hosts_line(host) for host in hosts.hosts.values()))
 
 
 @contextmanager
 def three_hosts(folder: Path, settings: str = "") -> Iterator[Hosts]:
-    """Three hosts with running ssh servers for as long as the block lasts. `settings` are further
+    """Three hosts with running ssh servers, for the time of the block. `settings` are additional
     lines of sshd_config."""
     folder.chmod(0o700)
     if os.geteuid() == 0:
-        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)  # where the server shuts itself in; the system's own start makes it
+        # Sshd chroots there; normally the init system creates it.
+        os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
     owner = os.getpid()
     with _network() as network:
         made = []
@@ -306,16 +305,16 @@ def three_hosts(folder: Path, settings: str = "") -> Iterator[Hosts]:
                 host.start()
             yield hosts
         finally:
-            # Not in a child that was forked from us and ends as Python does, taking its copy of
-            # this block down.
+            # A child that was forked here may leave this block as well, when Python exits: only the
+            # owner stops the hosts.
             for host in made if os.getpid() == owner else ():
                 host.stop()
 
 
 @contextmanager
 def _network() -> Iterator[Any]:
-    """How to get the network of the k-th host: its namespace, the switch, its address and its
-    port."""
+    """A function that returns the network of the k-th host: its namespace, its switch, its address
+    and its port."""
     if not can_have_namespaces():
         yield lambda number, name: ("", "", f"127.0.0.{number + 2}" if sys.platform == "linux" else "127.0.0.1", _free_port())
         return
@@ -362,8 +361,7 @@ def _free_port() -> int:
 
 
 def _free_subnet() -> str:
-    """A network of 198.18.0.0/15, which is set aside for tests of networks (RFC 2544), that nobody
-    here uses yet."""
+    """A free network of 198.18.0.0/15, which is reserved for network tests (RFC 2544)."""
     taken = _do("ip", "-o", "addr", "show")
     first = os.getpid() % 250
     for step in range(250):

@@ -1,8 +1,8 @@
-"""AWS Lambda as far as calls go: the Invoke API on one side, and on the other the Runtime API, to
-which `awslambdaric` listens, AWS's own program that runs handlers of Python.
+"""The calls of AWS Lambda: the Invoke API for clients, and the Runtime API for `awslambdaric`,
+AWS's own program that runs Python handlers.
 
-Each function has sandboxes: processes that take one call at a time and stay for the next ones. A
-call finds an idle one, or starts one, or is refused. Deploying is moto's business.
+Each function has sandboxes: processes that run one call at a time and stay for later ones. A call
+is given an idle sandbox or starts one, or is refused. moto deploys functions.
 """
 
 from __future__ import annotations
@@ -31,16 +31,15 @@ import psutil
 
 from .emulators import CREDENTIALS, REGION
 
-#: Bytes of a payload, either way: of a call that waits for its value, and of one that does not.
+#: Largest payload in either direction (bytes): of a synchronous call, and of an asynchronous one.
 MOST_WAITED_FOR, MOST_ASYNCHRONOUS = 6 << 20, 1 << 20
 _TAIL = 4096
-#: What the container of an image has there, and has not: no shared memory, one folder to write to,
-#: no root.
+#: The options of an image's container: no shared memory, one writable directory, no root.
 SANDBOX = ["--ipc=none", "--read-only", "--tmpfs=/tmp", "--user=993:990", "--network=host", "--label=entangle-lambda"]
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Headers and body in one write: else each answer takes 40 ms, until a delayed ACK."""
+    """Headers and body in one write: otherwise each response would wait 40 ms for a delayed ACK."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
@@ -63,12 +62,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Server:
-    """A server on loopback with a thread for each connection, which all end with it."""
+    """A server on loopback, with a thread for each connection. `close` ends all of them."""
 
     def __init__(self, handler: type[_Handler]) -> None:
         class Listening(ThreadingHTTPServer):
-            daemon_threads = False  # waited for when it closes
-            request_queue_size = 1024  # with the default of 5, some of many clients at once are reset
+            daemon_threads = False  # `close` waits for them
+            # With the default of 5, some of many simultaneous clients get a reset.
+            request_queue_size = 1024
 
         self._connections: set[Any] = set()
         connections = self._connections
@@ -93,7 +93,7 @@ class _Server:
         self._thread.start()
 
     def close(self) -> None:
-        """End it: no connection, and no thread, stays."""
+        """Close it, with all connections and threads."""
         self._server.shutdown()
         self._thread.join()
         for connection in list(self._connections):
@@ -104,7 +104,7 @@ class _Server:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call gives: the payload, the kind of error ("Unhandled") or "", what was printed."""
+    """The result of a call: the payload, the kind of error ("Unhandled") or "", and the output."""
 
     payload: bytes
     error: str = ""
@@ -113,37 +113,37 @@ class Answer:
 
 @dataclass
 class Function:
-    """A function: the folder with its code, and "module.name" of its handler."""
+    """A function: its code's directory, and its handler as "module.name"."""
 
     name: str
     folder: Path
     handler: str
-    #: An image, in place of the two.
+    #: An image in place of directory and handler.
     image: str = ""
-    #: Seconds a call may take.
+    #: The timeout of a call (seconds).
     timeout: float = 30.0
-    #: MB, as its body is told; no limit here.
+    #: The memory that its body is told (MB). It is not enforced here.
     memory: int = 128
     environment: dict[str, str] = field(default_factory=dict)
-    #: Calls at once; those above it are refused.
+    #: The maximum of simultaneous calls; more are refused.
     most: int = 10
-    #: How often a call that does not wait is tried again when it fails, as by AWS.
+    #: How often a failed asynchronous call is retried, as on AWS.
     retries: int = 2
 
     @property
     def arn(self) -> str:
-        """Its name in full."""
+        """Its full name."""
         return f"arn:aws:lambda:{REGION}:123456789012:function:{self.name}"
 
 
 class _Sandbox:
-    """A process of `awslambdaric`, and the Runtime API that it asks for its next call."""
+    """A process of `awslambdaric`, and the Runtime API from which it gets its calls."""
 
     def __init__(self, function: Function, log: Path) -> None:
         self.function = function
         self._log = log
         self._next: queue.Queue[tuple[str, bytes] | None] = queue.Queue()
-        #: Of the call under way: the last part of the address, and what was sent there.
+        #: For the current call: the last part of each URL that was posted to, and the body.
         self._said: queue.Queue[tuple[str, bytes]] = queue.Queue()
         sandbox = self
 
@@ -193,7 +193,7 @@ class _Sandbox:
             self.process = subprocess.Popen(command, cwd=function.folder, env=settings, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
 
     def call(self, event: bytes) -> Answer:
-        """Have it run once. A sandbox that gives an error of its own has ended."""
+        """Run it once. A sandbox that reports an error of its own has ended."""
         identity, before = str(uuid.uuid4()), self._log.stat().st_size
         self._next.put((identity, event))
         end = time.monotonic() + self.function.timeout
@@ -221,7 +221,7 @@ class _Sandbox:
         return self.process.poll() is not None
 
     def end(self) -> None:
-        """End all that runs in it."""
+        """Kill all of its processes."""
         if self._container:
             subprocess.run(["docker", "rm", "--force", self._container], capture_output=True, timeout=60, check=False)
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -243,7 +243,7 @@ def _how(status: int) -> str:
 
 
 class LambdaFunctions:
-    """The functions that there are, at `endpoint`; for boto3, AWS_ENDPOINT_URL_LAMBDA names it."""
+    """All functions, at `endpoint`. boto3 finds it in AWS_ENDPOINT_URL_LAMBDA."""
 
     def __init__(self, folder: Path, moto: str = "") -> None:
         self._folder, self._moto = folder, moto
@@ -254,7 +254,7 @@ class LambdaFunctions:
         self._busy: dict[str, int] = {}
         self._later: list[threading.Thread] = []
         self._ending = threading.Event()
-        #: What the processes of functions that are deployed have beside their own variables.
+        #: Additional environment variables of deployed functions.
         self.environment: dict[str, str] = {}
         functions = self
 
@@ -268,7 +268,8 @@ class LambdaFunctions:
         self.endpoint = f"http://127.0.0.1:{self._server.port}"
 
     def add(self, name: str, code: str, **options: Any) -> Function:
-        """A function of this name, whose handler is `handle` in this code; options: `Function`."""
+        """Add a function with this code, whose handler is named `handle`. Options: fields of
+        `Function`."""
         folder = self._folder / name
         folder.mkdir()
         (folder / "app.py").write_text(code)
@@ -276,11 +277,11 @@ class LambdaFunctions:
         return self.functions[name]
 
     def processes(self, name: str) -> list[int]:
-        """The process numbers of a function's sandboxes that are there."""
+        """The pids of a function's live sandboxes."""
         return [one.process.pid for one in self._sandboxes if one.function.name == name and not one.ended]
 
     def idle(self, name: str) -> bool:
-        """Whether no call of a function is under way. Its value may come before that."""
+        """Whether no call of a function is running. A call's value may arrive shortly before."""
         with self._lock:
             return not self._busy.get(name)
 
@@ -317,7 +318,8 @@ class LambdaFunctions:
         request.answer(200, answer.payload, Content_Type="application/json", **headers)
 
     def _pass_on(self, request: _Handler, body: bytes) -> None:
-        """Have moto do it, and know of the functions that are made there. Images must be there."""
+        """Forward the request to moto, and note functions that it creates. Pull their images
+        first."""
         path = urllib.parse.urlsplit(request.path).path.rstrip("/")
         makes = request.command == "POST" and path.endswith("/functions")
         if makes and (image := json.loads(body)["Code"].get("ImageUri")):
@@ -357,7 +359,7 @@ class LambdaFunctions:
         self.functions[name] = Function(name, folder, wanted.get("Handler", ""), image, **options)
 
     def call(self, function: Function, event: bytes) -> Answer | None:
-        """Run a function once; None where as many calls as it may have are under way."""
+        """Run a function once. Return None if it already has its maximum of calls."""
         name = function.name
         with self._lock:
             if self._busy.get(name, 0) >= function.most:
@@ -382,14 +384,14 @@ class LambdaFunctions:
 
     def _run_later(self, function: Function, event: bytes) -> None:
         for _ in range(1 + function.retries):
-            # One that there is no room for stays in the queue, as with AWS for six hours.
+            # A call without a free sandbox stays in the queue; on AWS, for up to six hours.
             while (answer := self.call(function, event)) is None and not self._ending.wait(0.05):
                 pass
             if (answer is not None and not answer.error) or self._ending.is_set():
                 return
 
     def close(self) -> None:
-        """End all of them."""
+        """Stop all of them."""
         self._ending.set()
         for function in self.functions.values():
             function.retries = function.most = 0

@@ -1,4 +1,4 @@
-"""Processes that are no children of the tests, and yet end with them."""
+"""Processes that are not children of the tests, and yet end with them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..evidence import alive, wait_until
 
-#: $1: where its number goes; the rest: the command. The end of stdin ends it.
+#: $1: the file for the pid; the rest: the command. It is killed when stdin is closed.
 _HOLD = """
 file=$1
 shift
@@ -28,10 +28,10 @@ kill $late 2>/dev/null
 
 
 class Lifeline:
-    """Starts processes that end when the test process does, however that ends.
+    """Starts processes that end when the test process does, however it ends.
 
-    They are no descendants of it and carry none of its marks, so that what they start during a test
-    is not taken for something that the test has left behind.
+    They are not its descendants and have none of its marks in their environment. Otherwise what
+    they start during a test would be reported as left behind by the test.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +40,7 @@ class Lifeline:
         self._pids: list[int] = []
 
     def start(self, name: str, command: Sequence[str], **environment: str) -> int:
-        """Start a command; gives its process number. `name`.log in the folder has its output."""
+        """Start a command. Return its pid. Its output goes to `name`.log in the directory."""
         file = self.folder / f"{name}.pid"
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("ENTANGLE_", "PYTEST_", "COV"))}
         with open(self.folder / f"{name}.log", "wb") as log:
@@ -60,13 +60,13 @@ class Lifeline:
         return pid
 
     def log(self, name: str) -> str:
-        """What a process has written."""
+        """The output of a process."""
         with contextlib.suppress(OSError):
             return (self.folder / f"{name}.log").read_text(errors="replace")
         return ""
 
     def end(self) -> None:
-        """End them all, and wait until they are gone."""
+        """Stop them all, and wait until they are gone."""
         os.close(self._write)
         os.close(self._read)
         until = time.monotonic() + 20

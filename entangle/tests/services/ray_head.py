@@ -1,4 +1,4 @@
-"""A Ray head on this machine, with two CPUs, a GPU that is none, and a port for clients."""
+"""A Ray head on this machine, with two CPUs, a pretended GPU, and a port for clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HOST = "127.0.0.2"
 
 
 def what_is_missing() -> str:
-    """What must be installed before there can be a head, in words; empty if nothing."""
+    """Why there can be no head here; an empty string if nothing is missing."""
     return "no package ray here: make test-engines (or: pip install ray)" if importlib.util.find_spec("ray") is None else ""
 
 
@@ -41,10 +41,11 @@ def _listens(port: int) -> bool:
 
 
 class RayHead:
-    """A head: a driver joins it at `address` ("127.0.0.2:port"), a client at `client`
+    """A Ray head. A driver connects to `address` ("127.0.0.2:port"), a client to `client`
     ("ray://127.0.0.2:port").
 
-    Loopback, and yet not 127.0.0.1, in whose place Ray would take another address of this machine.
+    The address is on loopback, but not 127.0.0.1: Ray would replace that by another address of this
+    machine.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,14 +54,15 @@ class RayHead:
         self.address = self.client = ""
 
     def start(self) -> None:
-        """Start the head, and wait until it can be joined."""
+        """Start the head, and wait until it accepts connections."""
         port, clients = _free_ports(2)
         options = (
             *("--head", "--block", "--disable-usage-stats", f"--node-ip-address={_HOST}", f"--port={port}"),
             *(f"--ray-client-server-port={clients}", "--num-cpus=2", "--num-gpus=1", "--include-dashboard=false"),
             *("--object-store-memory=200000000", f"--temp-dir={self.folder}"),
         )
-        # A token that an earlier Ray has left in the user's home would keep out who has none.
+        # An earlier Ray may have left a token in the user's home: processes without it would be
+        # refused.
         settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_AUTH_MODE": "disabled"}
         pid = self._lifeline.start("head", [sys.executable, "-m", "ray.scripts.scripts", "start", *options], **settings)
         until = time.monotonic() + 90
@@ -73,7 +75,7 @@ class RayHead:
             time.sleep(0.1)
 
     def processes(self) -> list[int]:
-        """The processes of this head, by its folder on their command lines."""
+        """The pids of this head's processes, which have its directory on their command lines."""
         mark, found = os.fsencode(str(self.folder)), []
         for name in os.listdir("/proc"):
             if name.isdigit() and int(name) != os.getpid():
@@ -83,7 +85,7 @@ class RayHead:
         return found
 
     def stop(self) -> None:
-        """End all of it."""
+        """Kill all of its processes."""
         self._lifeline.end()
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
@@ -92,8 +94,8 @@ class RayHead:
 
 @contextlib.contextmanager
 def ray_head() -> Iterator[RayHead]:
-    """A head that ends with this block."""
-    # A short path: Ray's sockets lie in it, and their names may have 107 bytes.
+    """A head that is stopped at the end of the block."""
+    # A short path: Ray puts its sockets there, and their paths may have 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="entangle-ray-"))
     head = RayHead(folder)
     try:

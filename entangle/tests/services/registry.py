@@ -1,4 +1,4 @@
-"""A registry of images on this machine, the one that Debian has as `docker-registry`."""
+"""An image registry on this machine: Debian's `docker-registry`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from ..evidence import wait_until
 from ..ways import missing
 from .hosts import program
 
-#: A user and a password, and the line for both in a file of htpasswd.
+#: A user and a password, and their line in an htpasswd file.
 USER, PASSWORD = "painter", "word"
 _KNOWN = f"{USER}:$2b$04$3qMlfraex7bZDwMFxbu3kuWIGpMNJFn.DaEscNXilqv/QMSxuRw6y\n"
 
 
 @contextmanager
 def registry(folder: Path, asks: bool = False) -> Iterator[str]:
-    """A registry that keeps its images in a folder; gives its address. It may ask who one is."""
+    """A registry that keeps its images in a directory. Yields its address. With `asks`, it requires
+    the password."""
     serve = program("docker-registry")
     if serve is None:
         missing("no docker-registry here: make services")

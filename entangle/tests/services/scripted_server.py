@@ -1,4 +1,4 @@
-"""A web server in a thread of the test, which answers as a test says; it counts connections."""
+"""A web server in a thread of the test. The test decides its answers; it counts connections."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import threading
 
 
 class ScriptedServer:
-    """A server on loopback. A subclass says what each request is answered with."""
+    """A server on loopback. A subclass defines how it answers each request."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
-        #: Connections that were opened; requests that wait for `open`.
+        #: How many connections were opened; how many requests wait for `open`.
         self.opened = self.waiting = 0
         self.loop = asyncio.new_event_loop()
         self.gate: asyncio.Event
@@ -25,21 +25,21 @@ class ScriptedServer:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """Its URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def open(self) -> None:
-        """Let all that waits at the gate have its answer."""
+        """Open the gate: answer all requests that wait."""
         self.loop.call_soon_threadsafe(self.gate.set)
 
     def close(self) -> None:
-        """End it, with all connections."""
+        """Stop it, and close all connections."""
         self.loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
         self.loop.close()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; gives whether the connection may have another."""
+        """Answer one request. Return whether the connection stays open for another."""
         raise NotImplementedError
 
     async def _serve(self) -> None:

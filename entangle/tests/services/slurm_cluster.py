@@ -1,8 +1,8 @@
-"""A Slurm cluster of two nodes on this machine, with memory limits that are kept.
+"""A Slurm cluster of two nodes on this machine, which enforces memory limits.
 
-`.ci/engines` installs the programs. Each cluster has a folder, ports and a munge key of its own, so
-several can run side by side, and none touches a Slurm that this machine belongs to. All of it
-listens on loopback alone.
+`.ci/engines` installs the programs. Each cluster has a directory, ports and a munge key of its own.
+So several clusters can run side by side, and none affects a Slurm that this machine belongs to.
+Everything listens on loopback only.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from ..evidence import alive
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"])
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "srun", "salloc", "sbatch", "squeue", "scontrol")
 _ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "my_print_defaults", "sacct", "sacctmgr")
-#: The controllers of cgroups, version 1, that slurmd wants.
+#: The cgroup controllers (version 1) that slurmd needs.
 _CGROUPS = ("memory", "freezer", "cpuset")
-#: What each node says it has. More CPUs than there are, so that many small jobs fit.
+#: What each node claims to have. More CPUs than this machine has, so that many small jobs fit.
 CPUS, MEMORY, GPUS = 8, 4000, 2
 NODES = ("n1", "n2")
 
-#: Ends the daemons once the process that started them is gone, however that ended. $1: the folder.
+#: Kills the daemons when the process that started them ends, in whichever way. $1: the directory.
 _WATCHER = """
 cat >/dev/null
 pids=$(cat "$1"/slurmd-*.pid "$1"/slurmctld.pid "$1"/munged.pid "$1"/slurmdbd.pid "$1"/mariadb.pid 2>/dev/null)
@@ -45,7 +45,7 @@ rm -rf "$1"
 
 
 def what_is_missing(accounting: bool = False) -> str:
-    """What must be installed before there can be a cluster, in words; empty if nothing."""
+    """Why there can be no cluster here; an empty string if nothing is missing."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a Slurm cluster of the tests needs Linux and root: sudo make test-engines"
     wanted = [name for name in (*_PROGRAMS, *(_ACCOUNTING if accounting else ())) if shutil.which(name, path=_PATH) is None]
@@ -54,7 +54,7 @@ def what_is_missing(accounting: bool = False) -> str:
 
 
 def cgroups_work() -> bool:
-    """Whether limits can be kept by the kernel: cgroups of version 1 that we may make."""
+    """Whether the kernel can enforce limits: version 1 cgroups that this user may create."""
     for controller in _CGROUPS:
         probe = f"/sys/fs/cgroup/{controller}/entangle-probe-{os.getpid()}"
         try:
@@ -76,12 +76,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 class SlurmCluster:
-    """Two nodes, `n1` and `n2`, in partitions that have them all: `main`; and `low`, whose jobs are
+    """Two nodes, `n1` and `n2`. Each partition has both: `main`, `high`, and `low`, whose jobs are
     preempted by those of `high`.
 
-    `by_kernel` says who keeps memory limits: cgroups, or Slurm itself, which looks each second.
-    With `accounting`, jobs are remembered in a database, and belong to an account: `main`, which
-    has no limits, `few`, which may have three jobs, or `one`, of which one job runs at a time.
+    `by_kernel` says whether cgroups enforce memory limits, or Slurm itself, which checks once a
+    second. With `accounting`, jobs are kept in a database and belong to an account: `main` without
+    limits, `few` with up to three jobs, or `one`, whose jobs run one at a time.
     """
 
     def __init__(self, folder: Path, by_kernel: bool | None = None, nodes: tuple[str, ...] = NODES, accounting: bool = False) -> None:
@@ -92,7 +92,7 @@ class SlurmCluster:
         self._watcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start munged, the controller and the nodes; wait until both are idle."""
+        """Start munged, the controller and the nodes. Wait until both nodes are idle."""
         folder = self.folder
         for name in ("state", "log", *(f"spool-{node}" for node in self.nodes)):
             (folder / name).mkdir(parents=True)
@@ -193,7 +193,7 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
             )
 
     def _start_accounting(self) -> None:
-        """Start a database and slurmdbd, and make accounts."""
+        """Start a database and slurmdbd, and create the accounts."""
         folder, password = self.folder, os.urandom(16).hex()
         socket_file = f"{folder}/mariadb.sock"
         self.run("mariadb-install-db", "--no-defaults", f"--datadir={folder}/database", "--user=root", "--skip-test-db")
@@ -220,7 +220,7 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
             if time.monotonic() > until:
                 raise RuntimeError(f"MariaDB does not start: {self.logs()}")
             time.sleep(0.05)
-        self.run("slurmdbd")  # it waits for its database
+        self.run("slurmdbd")  # slurmdbd waits for its database
         while not self.run("sacctmgr", "--noheader", "show", "user", check=False):
             if time.monotonic() > until:
                 raise RuntimeError(f"slurmdbd does not answer: {self.logs()}")
@@ -232,7 +232,7 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
         self.run("sacctmgr", "-i", "modify", "user", "root", "set", "defaultaccount=main")
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run a program of Slurm with this cluster's configuration; gives what it prints."""
+        """Run a program of Slurm with this cluster's configuration. Return its stdout."""
         program = shutil.which(command[0], path=_PATH) or command[0]
         done = subprocess.run([program, *command[1:]], capture_output=True, text=True, env=self._environment, timeout=60, check=False)
         if check and done.returncode:
@@ -244,7 +244,7 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
         self.run("slurmctld", "-f", str(self.conf))
 
     def stop_controller(self) -> None:
-        """End slurmctld, and wait until it is gone. Jobs that run go on."""
+        """Stop slurmctld, and wait until it has ended. Running jobs continue."""
         self._end(self.folder / "slurmctld.pid", signal.SIGTERM)
 
     def start_node(self, node: str) -> None:
@@ -252,7 +252,7 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
         self.run("slurmd", "-f", str(self.conf), "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """Kill the slurmd of a node. Its steps go on."""
+        """Kill the slurmd of a node. Its job steps continue."""
         self._end(self.folder / f"slurmd-{node}.pid", signal.SIGKILL)
 
     def _end(self, file: Path, number: signal.Signals) -> None:
@@ -267,12 +267,12 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
         file.unlink(missing_ok=True)
 
     def state_of_nodes(self) -> list[str]:
-        """What `sinfo` says of each node; it has a line for each partition of a node."""
+        """The states of the nodes by `sinfo`, which prints a line for each partition of a node."""
         lines = self.run("sinfo", "--noheader", "--Node", "--format=%N %T", check=False).splitlines()
         return list(dict(line.split() for line in lines if line.strip()).values())
 
     def jobs(self) -> list[str]:
-        """The numbers of the jobs that wait or run."""
+        """The ids of pending and running jobs."""
         return self.run("squeue", "--noheader", "--format=%i").split()
 
     def logs(self) -> str:
@@ -284,7 +284,7 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
         return "\n".join(tails)
 
     def stop(self) -> None:
-        """End all of it, and remove its folder."""
+        """Stop everything, and remove the directory."""
         with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
             self.run("scancel", "--user=root", check=False)
             until = time.monotonic() + 10
@@ -298,7 +298,7 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2
 
 
 def _remove_cgroups(nodes: tuple[str, ...]) -> None:
-    """Remove the cgroups of our nodes, which slurmd leaves behind."""
+    """Remove the cgroups of our nodes: slurmd does not."""
     for controller in os.listdir("/sys/fs/cgroup"):
         for node in nodes:
             top = f"/sys/fs/cgroup/{controller}/slurm_{node}"
@@ -309,8 +309,8 @@ def _remove_cgroups(nodes: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def slurm_cluster(by_kernel: bool | None = None, nodes: tuple[str, ...] = NODES, accounting: bool = False) -> Iterator[SlurmCluster]:
-    """A cluster that ends with this block. SLURM_CONF names it meanwhile."""
-    # Not among what the tests look through: its processes are there before a test and after it.
+    """A cluster for the time of the block. SLURM_CONF names its configuration meanwhile."""
+    # Not in pytest's directory, whose processes count as leaked: these outlive single tests.
     folder = Path(tempfile.mkdtemp(prefix="entangle-slurm-"))
     cluster = SlurmCluster(folder, by_kernel, nodes, accounting)
     earlier = os.environ.get("SLURM_CONF")
