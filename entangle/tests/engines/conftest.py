@@ -1,5 +1,5 @@
-"""The engines that these tests share: each is started when the first test wants it, and ends with
-the test session. What cannot be started fails in CI; elsewhere the test is skipped."""
+"""The engines that these tests share: the first test that needs one starts it, and it ends with the
+test session. If one cannot be started, the test fails in CI, and is skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..services.ray_head import RayHead
 from ..services.slurm_cluster import SlurmCluster
 from ..ways import missing
 
-#: The files whose tests want the Slurm cluster, by what their names have in them.
+#: Parts of the names of files whose tests use the Slurm cluster.
 _ON_SLURM = ("slurm", "allocations", "behaviour_there", "examples_there")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Have the tests of one engine in one process: each process starts what its tests want, and two
-    Slurm clusters on one machine would share the names of cgroups."""
+    """Run the tests of one engine in one process. Each process starts what its tests need, and two
+    Slurm clusters on one machine would use the same names of cgroups."""
     scheduling: Any = importlib.import_module("xdist.scheduler").LoadScopeScheduling
 
     class ByEngine(scheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            if "accounting" in nodeid:  # a cluster of its own, whose nodes have other names
+            if "accounting" in nodeid:  # a cluster of its own, with other node names
                 return "accounting"
             if any(part in nodeid for part in _ON_SLURM):
                 return "slurm"

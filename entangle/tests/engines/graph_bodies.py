@@ -1,4 +1,5 @@
-"""Tasks for the tests of whole graphs: found by name there, as those of a program's modules are."""
+"""Tasks for the tests of whole graphs. Workers import them by name, as they do a program's
+modules."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ def squares(n: int) -> Any:
 
 @process
 def nested(n: int) -> tuple[int, int]:
-    """What a run inside a body gives, and the process of the body."""
+    """The value of a run inside a body, and the pid of the body."""
     return total(square.map(range(n)))(), os.getpid()
 
 
@@ -98,7 +99,7 @@ def pid(_: Any = None) -> int:
 
 @process
 def noted(path: str, x: int, seconds: float) -> int:
-    """Leaves a line when it begins and one when it ends."""
+    """Writes a line when it begins and one when it ends."""
     note(path, "begins", x, os.getpid())
     time.sleep(seconds)
     note(path, "ends", x)
@@ -107,7 +108,7 @@ def noted(path: str, x: int, seconds: float) -> int:
 
 @process(idempotent=True)
 def again(path: str, x: int, seconds: float) -> int:
-    """As `noted`, and it may run again."""
+    """Like `noted`, and it may run again."""
     note(path, "begins", x, os.getpid())
     time.sleep(seconds)
     note(path, "ends", x)
@@ -149,7 +150,7 @@ def spin(path: str) -> None:
 
 @process
 def when(_: Any) -> tuple[float, float]:
-    """When it began, and when it ended."""
+    """The times at which it began and ended."""
     began = time.time()
     time.sleep(0.05)
     return began, time.time()
@@ -157,7 +158,7 @@ def when(_: Any) -> tuple[float, float]:
 
 @process
 def late_value(x: float) -> float:
-    """Takes so many seconds, and can be stopped."""
+    """Takes this many seconds, and can be stopped."""
     until = time.monotonic() + x
     while time.monotonic() < until:
         time.sleep(0.02)
@@ -166,7 +167,7 @@ def late_value(x: float) -> float:
 
 @process
 def loud(x: int) -> int:
-    """Prints lines, and one that has no end."""
+    """Prints lines, and one without a newline."""
     print("begins", x, flush=True)
     print("warns", x, file=sys.stderr)
     sys.stdout.write(f"half of a line of {x}")
@@ -182,7 +183,7 @@ def loud_for_long() -> None:
 
 @process(timeout=60)
 def loud_inside(x: int) -> int:
-    """As `loud`, in a worker process of its own."""
+    """Like `loud`, in a worker process of its own."""
     print("within", x)
     return x
 

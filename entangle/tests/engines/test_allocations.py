@@ -1,6 +1,6 @@
 """`@slurm`: calls in allocations of a real Slurm with two nodes."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from ..services.slurm_cluster import SlurmCluster
 
 @pytest.fixture(autouse=True)
 def _no_job_is_left(slurm: SlurmCluster) -> Iterator[None]:
-    """What a run has asked for goes with it."""
+    """Allocations end with their runs."""
     yield
     pools.end_all()
     wait_until(lambda: not slurm.jobs(), 20, "a job of ours is still there")
@@ -60,7 +60,7 @@ def there(**options: Any) -> Any:
 
 
 def job() -> tuple[str, str, int]:
-    """The job and the node that this runs in, and its process."""
+    """The ids of the job and the node in which this runs, and its pid."""
     return os.environ["SLURM_JOB_ID"], os.environ["SLURMD_NODENAME"], os.getpid()
 
 
@@ -240,8 +240,8 @@ def test_out_of_memory_is_told() -> None:
 
 
 def test_a_worker_that_needs_too_much_memory(slurm: SlurmCluster) -> None:
-    """The agent goes on, and says why its worker has died; where Slurm itself looks after memory,
-    it ends the step."""
+    """The agent survives, and says why its worker died. If Slurm itself enforces memory limits, it
+    ends the step."""
 
     @there(memory="200M")
     @process
@@ -281,7 +281,7 @@ def test_a_preempted_job_is_told(slurm: SlurmCluster, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("off", [3600, -3600])
 def test_a_clock_there_that_is_wrong(tmp_path: Path, off: int) -> None:
-    """The clock of the Python there is an hour off."""
+    """The clock of the other Python is an hour off."""
     task = there(setup=[clock_that_is_off(tmp_path, off)])(process(timeout=60)(lambda: time.time()))
     assert abs(task()() - time.time() - off) < 600
 
@@ -306,8 +306,8 @@ def test_a_node_that_goes_down_is_told(slurm: SlurmCluster, tmp_path: Path) -> N
 
 
 def is_back(slurm: SlurmCluster, node: str) -> bool:
-    """Whether both nodes take jobs; resumes this one. Slurm refuses that while its job is being
-    ended, and where its slurmd has told the controller already that it is well."""
+    """Whether both nodes accept jobs. Resumes this one. Slurm refuses to while its job is being
+    ended, and after its slurmd has reported that it is well."""
     if slurm.state_of_nodes() == ["idle", "idle"]:
         return True
     slurm.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
@@ -381,8 +381,8 @@ def test_the_walltime_ends_a_call(slurm: SlurmCluster, tmp_path: Path) -> None:
 
 
 def test_a_call_that_waits_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """On stderr, in the progress and in `top`; in records it was queued meanwhile, and did not run.
-    It may wait for longer than an allocation without calls is kept."""
+    """The reason is on stderr, in the progress and in `top`. Records count that time as queued, not
+    as running. A call may wait longer than an idle allocation is kept."""
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
     seen: list[Any] = []
 
@@ -446,7 +446,7 @@ def test_nothing_is_left_when_the_caller_is_killed(everything: bool, slurm: Slur
 
 
 class _meanwhile:  # noqa: N801  # reads as a word
-    """Does something in a thread while the block runs."""
+    """Does something in a thread during the block."""
 
     def __init__(self, act: Any) -> None:
         import threading

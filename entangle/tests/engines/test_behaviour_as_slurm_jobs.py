@@ -1,4 +1,4 @@
-"""The promises of a run, kept by jobs of Slurm, one a call."""
+"""The promises of a run, kept by Slurm jobs: one job for each call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .test_behaviour_at_a_service import AT_SERVICES
 
 @pytest.fixture(scope="module")
 def folder(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One mailbox for all: the code that lies in it is made once."""
+    """One mailbox for all tests, so that the code in it is written once."""
     made = tmp_path_factory.mktemp("mailbox")
     yield made
     open_watchers.close_all(str(made))
@@ -28,7 +28,7 @@ def folder(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(params=[Way("as-slurm-jobs", where=lambda task: task, whole=False)], ids=lambda way: way.name)
 def way(request: pytest.FixtureRequest, folder: Path) -> Way:
-    """As jobs that need little, so that many run at once."""
+    """As jobs with small requests, so that many run at once."""
 
     def as_a_job(task: Any) -> Any:
         return slurm_task(time=60, memory="300M", python=sys.executable, detached=True, mailbox=str(folder))(task)

@@ -1,4 +1,4 @@
-"""The promises of a run, kept at a service: each call is a process that somebody else starts."""
+"""The promises of a run, kept at a service: each call is a process that something else starts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .. import test_behaviour
 from ..local_jobs import LocalJobs
 from ..ways import Way
 
-#: Those in which the way that a call takes matters. A job costs a second, and its values, errors
-#: and functions travel as they do to an agent, for which all are run.
+#: The tests for which the path of a call matters. A job takes a second. Values, errors and
+#: functions are sent as to an agent, and the tests of agents cover those.
 AT_SERVICES = (
     "test_a_nested_expression_gives_its_value",
     "test_the_same_call_twice_is_one_node",
@@ -37,7 +37,7 @@ AT_SERVICES = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One mailbox for all: the code that lies in it is made once."""
+    """One mailbox for all tests, so that the code in it is written once."""
     made = tmp_path_factory.mktemp("mailbox")
     yield made
     open_watchers.close_all(str(made))

@@ -21,8 +21,8 @@ def way(request: pytest.FixtureRequest, dask_cluster: DaskCluster) -> Iterator[W
         yield chosen
 
 
-#: Workers have the modules of a program, or a call says what is missing; and a body that ends its
-#: process ends a worker there, which the tests of killed workers see to.
+#: Left out: workers have the program's modules, or the error names a missing one. A body that ends
+#: its process ends a worker there; the tests of killed workers cover that.
 _NOT_THERE = ("test_modules_beside_the_caller_can_be_imported", "test_a_body_that_ends_its_process")
 
 for _name, _test in vars(test_behaviour).items():

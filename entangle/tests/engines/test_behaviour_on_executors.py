@@ -1,4 +1,4 @@
-"""The promises of a run, kept over an executor."""
+"""The promises of a run, kept with executors."""
 
 from __future__ import annotations
 

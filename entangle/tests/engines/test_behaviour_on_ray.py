@@ -12,13 +12,13 @@ from .. import test_behaviour
 from ..services.ray_head import RayHead
 from ..ways import Way
 
-#: A head takes 40 s to see that the server which it had ready for its first client does not start.
+#: A head takes 40 s to notice that its prestarted server for the first client does not start.
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
 def engine(ray_head: RayHead) -> Iterator[None]:
-    """All runs of these tests are on Ray, by one connection."""
+    """All runs of these tests are on Ray, over one connection."""
     with entangle.engine(ray_head.client):
         yield
 
@@ -30,8 +30,8 @@ def way(request: pytest.FixtureRequest, engine: None) -> Way:
     return chosen
 
 
-#: Workers have the modules of a program, or a call says what is missing; and a body that ends its
-#: process ends a worker there, which the tests of killed workers see to.
+#: Left out: workers have the program's modules, or the error names a missing one. A body that ends
+#: its process ends a worker there; the tests of killed workers cover that.
 _NOT_THERE = ("test_modules_beside_the_caller_can_be_imported", "test_a_body_that_ends_its_process")
 
 for _name, _test in vars(test_behaviour).items():

@@ -22,23 +22,23 @@ from ..ways import Way
 
 
 class KeptStep(SlurmStep):
-    """An agent that stays for the tests that run in its place."""
+    """An agent that stays for all tests that run in this way."""
 
     ends_with_run = False
 
     @property
     def key(self) -> str:
-        """One for all: there is one."""
+        """One key, since there is one agent."""
         return "kept in Slurm"
 
 
 class KeptAllocations(SlurmTransport):
-    """Allocations that stay for the runs of a process: else each test would wait for its own."""
+    """Allocations that outlive runs, so that the tests need not each wait for one."""
 
     ends_with_run = False
 
     def step(self, allocation: Allocation, node: int) -> SlurmStep:
-        """The transport to an agent."""
+        """The transport to the agent."""
         return KeptStep(allocation, node)
 
 
@@ -48,19 +48,19 @@ def _options() -> KeptAllocations:
 
 
 def in_slurm(task: Any) -> Any:
-    """A task as one that runs in an allocation."""
+    """A task that runs in an allocation."""
     return decorate("slurm", task, Slurm(_options(), None))
 
 
 def warm_slurm() -> str:
-    """Have the agent there, and give the key under which it is kept."""
+    """Start the agent. Return the key under which it is kept."""
     in_slurm(process(abs))(-1)()
     return "kept in Slurm"
 
 
 @pytest.fixture(params=[Way("in-slurm", where=in_slurm, whole=False, warm=warm_slurm)], ids=lambda way: way.name)
 def way(request: pytest.FixtureRequest, slurm: SlurmCluster) -> Way:
-    """In Slurm."""
+    """In an allocation of Slurm."""
     chosen: Way = request.param
     return chosen
 

@@ -36,7 +36,7 @@ def engine(dask_cluster: DaskCluster) -> Any:
 
 @pytest.fixture
 def own_cluster(dask_cluster: DaskCluster) -> Iterator[DaskCluster]:
-    """A cluster of the test's own, which it may break."""
+    """A cluster of the test's own, which it may kill."""
     with a_cluster() as cluster:
         yield cluster
 
@@ -46,7 +46,7 @@ class TestOnDask(WholeGraphs):
 
 
 def begun(path: Path) -> list[int]:
-    """Which calls have begun, in order."""
+    """The calls that have begun, in order."""
     return [int(line[1]) for line in notes(path) if line[0] == "begins"]
 
 
@@ -65,7 +65,7 @@ def test_nobody_answers() -> None:
 
 @pytest.mark.parametrize("way", ["running", "value"])
 def test_a_killed_worker_runs_no_body_twice(own_cluster: DaskCluster, tmp_path: Path, way: str) -> None:
-    """Calls with neither `retry` nor `idempotent`: one error says why, and no body ran twice."""
+    """Calls with neither `retry` nor `idempotent`: one error says why, and no body runs twice."""
     path = tmp_path / "notes"
     with entangle.engine(address_of(own_cluster)):
         future = bodies.total(bodies.noted.starmap([(str(path), x, 0.1) for x in range(50)]))(proc=True)
@@ -136,7 +136,7 @@ def test_runs_go_on_with_a_scheduler_that_was_started_anew(own_cluster: DaskClus
         own_cluster.start_scheduler("again")
         worker = own_cluster.start_worker()
         assert bodies.square(3)() == 9
-        # It has our plugin, without which Dask would run the body a second time.
+        # The new worker has our plugin; without it, Dask would run the body again.
         future = bodies.noted(str(path), 1, 5.0)(proc=True)
         wait_until(lambda: begun(path))
         os.kill(worker, signal.SIGKILL)

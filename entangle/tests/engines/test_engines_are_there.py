@@ -1,4 +1,4 @@
-"""The engines of these tests can be started, and each does a piece of work without entangle."""
+"""The engines of these tests can be started, and each does some work without entangle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..services.slurm_cluster import SlurmCluster
 
 
 def _said(*command: str) -> list[str]:
-    """The words that a program prints. It must end well."""
+    """The words that a program prints. It must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

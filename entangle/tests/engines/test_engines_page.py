@@ -1,5 +1,4 @@
-"""What docs/engines.md and docs/how_to/dask_and_ray.md show, they show rightly: their programs
-run."""
+"""The programs of docs/engines.md and docs/how_to/dask_and_ray.md do what is shown."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ SCHEDULER = "dask://scheduler:8786"
 
 
 def test_every_program_is_run() -> None:
-    # That of Slurm: test_slurm_jobs.py, which has the cluster.
+    # The program for Slurm is run by test_slurm_jobs.py, which has the cluster.
     assert list(programs_of(PAGE)) == ["on_pool.py", "on_dask.py", "on_a_cluster.py", "on_slurm.py"]
     assert list(programs_of(HOW_TO)) == ["on_dask_or_ray.py"]
 

@@ -1,4 +1,4 @@
-"""The whole test kit over the service that docs/services.md shows, and more of its faults."""
+"""The whole test kit with the service that docs/services.md shows, and more faults."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_kit(tmp_path: Path) -> None:
 
 
 def test_another_version_of_python(tmp_path: Path) -> None:
-    """Functions travel as source then."""
+    """Functions are sent as source."""
     there = service(LocalJobs(str(tmp_path), interpreter=far_pythons(same=False)), mailbox=tmp_path)
     assert tuple(there(bodies.version)()()) != sys.version_info[:2]
     with pytest.raises(ValueError, match="from there"):
@@ -42,7 +42,8 @@ def test_another_version_of_python(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("retry", [0, 1])
 def test_a_job_that_is_told_to_end_has_died(tmp_path: Path, retry: int) -> None:
-    """As by a platform that needs its place, or at its walltime. Its call was not cancelled."""
+    """As a platform does that reclaims the machine, or at the walltime. The call was not
+    cancelled."""
     path = tmp_path / "began"
 
     def tell() -> None:
@@ -82,13 +83,14 @@ def small(tmp_path: Path) -> Iterator[Path]:
     finally:
         open_watchers.close_all(str(folder))
         until = time.monotonic() + 30
-        while subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:  # as long as jobs end
+        # Busy while jobs end.
+        while subprocess.run(["umount", str(folder)], capture_output=True, check=False).returncode:
             assert time.monotonic() < until
             time.sleep(0.1)
 
 
 def test_a_full_mailbox_is_one_clear_error(small: Path, tmp_path: Path) -> None:
-    """Where the message finds no room, and where the value finds none there."""
+    """Either there is no room for the message, or none for the value."""
     there = service(LocalJobs(str(tmp_path)), mailbox=small)
     assert there(bodies.same)(1)() == 1
     with pytest.raises(StoreFullError, match=f"the mailbox {small}.* is full .No space left on device.; make room there"):

@@ -1,4 +1,4 @@
-"""@on over executors that people have: of the standard library, loky's, Dask's."""
+"""@on with other executors: the standard library's, loky's and Dask's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VALUES: list[Any] = [None, False, 0, "", [], {}, b"", 10**30, bodies.Point(1, [2
 
 @pytest.fixture(scope="module", autouse=True)
 def _forkserver() -> None:
-    """It stays for as long as this process."""
+    """The forkserver starts before the tests, and stays until this process ends."""
     forkserver.ensure_running()
 
 
@@ -47,7 +47,7 @@ def _dask(cluster: DaskCluster) -> Iterator[Executor]:
 
 @pytest.fixture(scope="module", params=["processes", "threads", "loky", "dask"])
 def kept(request: pytest.FixtureRequest) -> Iterator[Executor | DaskCluster]:
-    """Each of the executors, with what it starts once and keeps; of Dask's, the cluster."""
+    """Each executor, with the processes that it keeps; for Dask, the cluster."""
     made: AbstractContextManager[Executor]
     if request.param == "processes":
         made = ProcessPoolExecutor(2, multiprocessing.get_context("forkserver"))
@@ -67,7 +67,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[Executor | DaskCluster]:
 
 @pytest.fixture
 def executor(kept: Executor | DaskCluster) -> Iterator[Executor]:
-    """Each of the executors. Connections of Dask's are of the test's own."""
+    """Each executor. With Dask, each test has its own connections."""
     if isinstance(kept, Executor):
         yield kept
         return
@@ -77,7 +77,7 @@ def executor(kept: Executor | DaskCluster) -> Iterator[Executor]:
 
 @pytest.fixture
 def there(executor: Executor) -> Callable[..., Any]:
-    """Puts a function there."""
+    """Makes a task of a function that runs on the executor."""
 
     def decorate(function: Any, **terms: Any) -> Any:
         return process(idempotent=True, **terms)(on(executor)(function))
@@ -135,14 +135,14 @@ def test_dask_is_refused_what_must_not_run_twice(dask_cluster: DaskCluster) -> N
 
 @pytest.fixture
 def own_cluster(dask_cluster: DaskCluster) -> Iterator[DaskCluster]:
-    """A cluster of the test's own, which it may break."""
+    """A cluster of the test's own, which it may kill."""
     with a_cluster() as cluster:
         yield cluster
 
 
 @pytest.mark.timeout(180)
 def test_a_worker_of_dask_that_is_killed_with_fifty_calls_under_way(own_cluster: DaskCluster, tmp_path: Path) -> None:
-    """They may run again, so each gives its value."""
+    """They may run again, so each returns its value."""
     log = str(tmp_path / "log")
     with _dask(own_cluster) as executor:
         running = entangle.gather(*[process(idempotent=True)(on(executor)(_noted_slowly))(log, x) for x in range(50)])(proc=True)
@@ -155,16 +155,17 @@ def test_a_worker_of_dask_that_is_killed_with_fifty_calls_under_way(own_cluster:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("retry", [0, 2])
 def test_a_worker_of_a_pool_that_is_killed_with_fifty_calls_under_way(tmp_path: Path, retry: int) -> None:
-    """Each is an error that says why; or a value, where it may be tried again in another pool."""
+    """Each is an error that says why, or a value, if it may be retried in another pool."""
     found = _fifty_calls(str(tmp_path / "log"), retry)
     lost = [x for x, value in enumerate(found) if value != x]
     assert all("has lost the call: BrokenProcessPool" in found[x] for x in lost)
     assert bool(lost) == (not retry)
-    gc.collect()  # errors hold the frames in which they were raised, and those the pool
+    gc.collect()  # errors hold the frames in which they were raised, and these hold the pool
 
 
 def _fifty_calls(log: str, retry: int) -> list[Any]:
-    """The values of fifty calls, and the texts of errors, after a worker was killed among them."""
+    """The results of fifty calls, after a worker was killed among them: values, or messages of
+    errors."""
     task = process(retry=retry)(on(_pool)(_noted_slowly))
     running = entangle.gather(*[task(log, x) for x in range(50)], return_exceptions=True)(proc=True)
     wait_until(lambda: len(notes(log)) >= 6, 60, "no call has begun")

@@ -26,13 +26,13 @@ from ..ways import missing
 from . import graph_bodies as bodies
 from .whole_graphs import WholeGraphs
 
-#: A head takes 40 s to see that the server which it had ready for its first client does not start.
+#: A head takes 40 s to notice that its prestarted server for the first client does not start.
 pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
 def connected(ray_head: RayHead) -> Iterator[RayHead]:
-    """A head to which this process stays connected: to connect takes seconds."""
+    """A head to which this process stays connected, since connecting takes seconds."""
     chosen._connected(ray_head.client)
     yield ray_head
     chosen._release(ray_head.client)
@@ -43,7 +43,7 @@ def engine(connected: RayHead) -> Any:
     return entangle.engine(connected.client)
 
 
-def test_nobody_answers() -> None:  # first of all: this process is not connected yet
+def test_nobody_answers() -> None:  # the first test: this process must not be connected yet
     with pytest.raises(UnreachableError, match="ray start"), entangle.engine("ray://127.0.0.2:9"):
         pass
 
@@ -53,7 +53,7 @@ class TestOnRay(WholeGraphs):
 
 
 def begun(path: Path) -> list[tuple[int, int]]:
-    """Which calls have begun, in order, each with its process."""
+    """The calls that have begun, in order, each with its pid."""
     return [(int(line[1]), int(line[2])) for line in notes(path) if line[0] == "begins"]
 
 
@@ -62,7 +62,7 @@ def ended(path: Path) -> set[int]:
 
 
 def kill_a_worker(path: Path) -> None:
-    """Kill the process of a body that runs."""
+    """Kill the process of a running body."""
     wait_until(lambda: len(begun(path)) >= 6)
     while True:
         for number, pid in reversed(begun(path)):
@@ -111,7 +111,7 @@ def test_a_killed_worker_as_a_value(engine: Any, tmp_path: Path) -> None:
 
 @pytest.fixture
 def own_head() -> Iterator[RayHead]:
-    """A head of the test's own, which it may break."""
+    """A head of the test's own, which it may kill."""
     if lacking := what_is_missing():
         missing(lacking)
     with a_head() as head:
@@ -139,7 +139,7 @@ def test_the_head_ends_while_a_run_is_under_way(own_head: RayHead, tmp_path: Pat
     caller = program("ray", "block", str(path), RAY_ADDRESS=own_head.address)
     wait_until(lambda: len(begun(path)) >= 2)
     for pid in own_head.processes():
-        with contextlib.suppress(ProcessLookupError):  # some end with others
+        with contextlib.suppress(ProcessLookupError):  # some die with others
             os.kill(pid, signal.SIGKILL)
     _, said = caller.communicate(timeout=60)
     assert LinkLostError.__name__ in said
@@ -184,9 +184,10 @@ else:
 
 @pytest.mark.parametrize("way", ["block", "program"])
 def test_runs_go_on_when_the_connection_was_lost(way: str, own_head: RayHead, tmp_path: Path) -> None:
-    """The process of the head that serves a client may be gone, as when memory was short."""
+    """The head's server process for a client may die, for example when memory is short."""
     settings = {"ENTANGLE_ENGINE": own_head.client} if way == "program" else {}
-    settings["RAY_CLIENT_RECONNECT_GRACE_PERIOD"] = "3"  # seconds for which Ray tries to go on; 30 by default
+    # Seconds for which Ray tries to reconnect; 30 by default.
+    settings["RAY_CLIENT_RECONNECT_GRACE_PERIOD"] = "3"
     done = subprocess.run(
         [sys.executable, "-c", LOST, own_head.address, str(tmp_path / "notes"), own_head.client],
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", **settings},
@@ -263,7 +264,7 @@ def test_a_worker_with_another_version_or_none(ray_head: RayHead, tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-c", OTHER_VERSIONS, str(tmp_path / "old"), str(tmp_path / "none")],
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ray_head.address},
-        cwd=tmp_path / "caller",  # workers look for modules in the caller's own directory first
+        cwd=tmp_path / "caller",  # workers first import from the caller's directory
         capture_output=True,
         text=True,
         timeout=150,

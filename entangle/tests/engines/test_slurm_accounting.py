@@ -1,5 +1,5 @@
-"""Slurm with accounting: limits of an account, and what `sacct` says where the controller has
-forgotten a job."""
+"""Slurm with accounting: the limits of an account, and `sacct` for jobs that the controller has
+forgotten."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def accounting() -> Iterator[SlurmCluster]:
-    """A cluster of its own, beside that of the other tests: its nodes have other names."""
+    """A cluster of its own beside that of the other tests, with other node names."""
     if lacking := slurm_clusters.what_is_missing(accounting=True):
         missing(lacking)
     with slurm_clusters.slurm_cluster(nodes=("a1",), accounting=True) as cluster:
@@ -40,7 +40,7 @@ def accounting() -> Iterator[SlurmCluster]:
 
 @pytest.fixture(autouse=True)
 def _none_is_left(accounting: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(slurm_jobs, "_sizes", [])  # this cluster's are others
+    monkeypatch.setattr(slurm_jobs, "_sizes", [])  # this cluster has other limits
     yield
     pools.end_all()
     open_watchers.close_all(str(tmp_path))
@@ -55,19 +55,19 @@ def detached(folder: Path, **options: Any) -> Any:
 
 
 def until_it_is_there(path: str) -> str:
-    """Wait for a file."""
+    """Wait until a file exists. Return the job's id."""
     wait_until(lambda: os.path.exists(path), 120, "nobody made the file")
     return os.environ["SLURM_JOB_ID"]
 
 
 def test_more_calls_than_an_account_may_have_jobs_or_an_array_may_have_tasks(accounting: SlurmCluster, tmp_path: Path) -> None:
-    """The account `few` may have three jobs, and an array seven tasks."""
+    """The account `few` may have three jobs, and an array may have seven tasks."""
     assert detached(tmp_path, account="few")(bodies.same).map(range(8))() == list(range(8))
     assert detached(tmp_path)(bodies.same).map(range(12))() == list(range(12))
 
 
 def test_a_limit_of_the_account_is_why_jobs_are_pending(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of the account `one`, one job runs at a time."""
+    """The account `one` may run one job at a time."""
     paths = [tmp_path / name for name in ("as-jobs", "in-allocations")]
     said: list[str] = []
 
@@ -96,7 +96,7 @@ def _read_on(capfd: pytest.CaptureFixture[str], said: list[str]) -> str:
 
 @pytest.fixture
 def forgetful(accounting: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`squeue` and `scontrol` know no job any more, as long after its end."""
+    """`squeue` and `scontrol` no longer know any job, as happens long after its end."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, refusal in (("squeue", "slurm_load_jobs error: Invalid job id specified"), ("scontrol", "Invalid job id specified")):
@@ -107,7 +107,7 @@ def forgetful(accounting: SlurmCluster, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def eat(megabytes: int) -> int:
-    """Take memory, and touch it."""
+    """Allocate memory, and write to it."""
     return len(os.urandom(megabytes << 20))
 
 

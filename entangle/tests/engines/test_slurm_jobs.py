@@ -44,12 +44,12 @@ def jobs(slurm: SlurmCluster, tmp_path: Path) -> Iterator[SlurmJobs]:
 
 @pytest.mark.timeout(240)
 def test_the_kit(jobs: SlurmJobs, tmp_path: Path) -> None:
-    """All of it; the checks of leases know that these jobs outlive their caller."""
+    """All checks. Those of leases know that these jobs outlive their caller."""
     check_service(jobs, mailbox=tmp_path)
 
 
 def _eat(megabytes: int) -> int:
-    """Take memory, and touch it."""
+    """Allocate memory, and write to it."""
     kept = [bytearray(os.urandom(1 << 20)) for _ in range(megabytes)]
     time.sleep(60)
     return len(kept)
@@ -72,7 +72,7 @@ def _wait_for(path: Path) -> str:
 
 @pytest.mark.timeout(200)
 def test_each_end_says_why(slurm: SlurmCluster, tmp_path: Path) -> None:
-    """Out of memory, over the walltime, cancelled, its node failed: with job, script and log."""
+    """Out of memory, over the walltime, cancelled, or its node failed: with job, script and log."""
     paths = [tmp_path / name for name in ("late", "cancelled", "lost")]
 
     def harm() -> None:
@@ -82,7 +82,8 @@ def test_each_end_says_why(slurm: SlurmCluster, tmp_path: Path) -> None:
         node = _wait_for(paths[2]).split()[1]
         slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
         time.sleep(1)
-        slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have come back by itself
+        # It may be back already.
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
 
     here: dict[str, Any] = {"time": 60, "python": sys.executable, "partition": "main", "detached": True, "mailbox": tmp_path}
     harming = threading.Thread(target=harm)
@@ -110,7 +111,7 @@ def test_each_end_says_why(slurm: SlurmCluster, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(200)
 def test_a_job_that_is_preempted_is_told_apart_and_tried_again(slurm: SlurmCluster, tmp_path: Path) -> None:
-    """Each has a node of its own until a job of a partition that goes first takes that."""
+    """Each job has a node of its own, until a job of a partition with higher priority takes it."""
     paths = [tmp_path / name for name in ("once", "again")]
     low: dict[str, Any] = {"time": 300, "python": sys.executable, "partition": "low", "detached": True, "mailbox": tmp_path}
 
@@ -140,14 +141,15 @@ def _once_for_long(path: str) -> str:
 
 @pytest.mark.timeout(200)
 def test_drained_nodes(slurm: SlurmCluster, jobs: SlurmJobs, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What runs on one goes on; what waits for one says so, and runs when it is back."""
+    """A job that runs on a drained node continues. A job that waits for one says so, and runs when
+    the node is back."""
     first, gate = tmp_path / "first", tmp_path / "gate"
     said: list[str] = []
 
     def drain() -> None:
         _wait_for(first)
         slurm.run("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
-        gate.touch()  # now the second is submitted
+        gate.touch()  # now the second call is submitted
         try:
             wait_until(lambda: _says_why(said, capfd), 120, "nobody said why the second is pending")
         finally:
@@ -170,7 +172,7 @@ def _says_why(said: list[str], capfd: pytest.CaptureFixture[str]) -> bool:
 
 
 def _until(began: str, path: str) -> str:
-    """Run until there is that file."""
+    """Run until the file exists."""
     with open(began, "w") as file:
         file.write("begun")
     wait_until(lambda: os.path.exists(path), 180, "nobody made the file")
@@ -178,7 +180,7 @@ def _until(began: str, path: str) -> str:
 
 
 def test_a_worker_of_a_job_that_needs_too_much_memory(slurm: SlurmCluster, jobs: SlurmJobs, tmp_path: Path) -> None:
-    """The job goes on, and says why its worker has died; where Slurm itself looks after memory, it
+    """The job survives, and says why its worker died. If Slurm itself enforces memory limits, it
     ends the job."""
     with pytest.raises(ProcessTerminatedException) as caught:
         service(jobs, mailbox=tmp_path)(process(_eat))(600)()
@@ -192,7 +194,7 @@ def _clock() -> float:
 
 @pytest.mark.parametrize("off", [3600, -3600])
 def test_a_clock_there_that_is_wrong(tmp_path: Path, off: int) -> None:
-    """The clock of the Python there is an hour off."""
+    """The clock of the other Python is an hour off."""
     setup = [clock_that_is_off(tmp_path, off)]
     there = slurm_task(time=60, memory="200M", python=sys.executable, detached=True, mailbox=tmp_path, setup=setup)
     assert abs(there(process(timeout=60)(_clock))()() - time.time() - off) < 600
@@ -215,7 +217,7 @@ def test_many_calls_are_arrays_and_values_leave_no_logs(jobs: SlurmJobs, tmp_pat
 
 
 def test_a_limit_on_jobs_is_waited_for(jobs: SlurmJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This sbatch takes arrays of three, in the words of a limit of the association."""
+    """This sbatch refuses arrays of more than three, with the message of an association's limit."""
     real = found("sbatch")
     (tmp_path / "bin").mkdir()
     gate = tmp_path / "bin" / "sbatch"
@@ -249,8 +251,8 @@ def _add_in_a_process(one: int, other: int) -> int:
 
 
 def test_a_job_that_waits_says_why_and_records_come_home(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In `top`, as soon as Slurm knows; in records it was queued meanwhile, and what ran inside it
-    is below its node."""
+    """`top` shows the reason as soon as Slurm knows it. Records count that time as queued, and the
+    run inside the job is below its node."""
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
     seen: list[Any] = []
 
@@ -283,7 +285,7 @@ def test_what_sbatch_refuses_is_told_with_the_command(jobs: SlurmJobs, tmp_path:
 
 
 def test_jobs_outlive_a_caller_that_is_killed(slurm: SlurmCluster, tmp_path: Path) -> None:
-    """What has begun runs to its end, and its value lies in the mailbox."""
+    """A job that has begun runs to its end, and its value stays in the mailbox."""
     program = f"""
 import sys
 from entangle.slurm import slurm
@@ -312,7 +314,7 @@ def test_the_page_on_engines_shows_what_runs(slurm: SlurmCluster, tmp_path: Path
     monkeypatch.setenv("ENTANGLE_MAILBOX", str(tmp_path / "mailbox"))
     options = 'partition="main"'
     run_shown("engines.md", "on_slurm.py", tmp_path, {options: f'{options}, memory="200M", python={sys.executable!r}'})
-    assert os.listdir(tmp_path / "mailbox" / "slurm") == []  # all have given values
+    assert os.listdir(tmp_path / "mailbox" / "slurm") == []  # all have returned values
     wait_until(lambda: not slurm.jobs(), 20, "the program has left a job behind")
 
 

@@ -1,5 +1,5 @@
-"""What holds of whole graphs on any engine: the classes of test_dask_graph.py and of
-test_ray_graph.py run these tests, each on its own."""
+"""Tests of whole graphs on any engine. The classes of test_dask_graph.py and test_ray_graph.py run
+them, each on its own engine."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ from .graph_bodies import (
 
 
 def a_script_task() -> Any:
-    """A task that no other process finds by name: it travels by value, with what it uses."""
+    """A task that other processes cannot import: it is pickled by value, with what it uses."""
     offset = 40
 
     @process
@@ -68,7 +68,7 @@ def a_script_task() -> Any:
 
 
 class WholeGraphs:
-    """Tests of one engine; `engine` is a fixture that gives a block of it."""
+    """The tests for one engine. The fixture `engine` returns a block that uses it."""
 
     # Values ---------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class WholeGraphs:
             assert future.entangle() == 25
             assert asyncio.run(_awaited(square(6))) == 36
             assert square.map([])() == []
-        assert square(7)() == 49  # ours again
+        assert square(7)() == 49  # outside the block, our own engine
 
     def test_values_that_are_falsy_or_odd(self, engine: Any) -> None:
         values: list[Any] = [None, 0, 0.0, "", b"", [], {}, (), set(), False, ValueError("a value"), float("inf")]
@@ -117,7 +117,7 @@ class WholeGraphs:
         data = Counted(b"x" * 2_000_000)
         with engine:
             assert gather(*[bodies.length(data, i) for i in range(20)])() == [2_000_000] * 20
-        assert Counted.pickled <= 3  # its size is taken, then it is sent
+        assert Counted.pickled <= 3  # once to measure its size, and then to send it
 
     def test_results_one_by_one_as_they_are_done(self, engine: Any) -> None:
         calls = [square(2), fail(1), square(3)]
@@ -319,7 +319,7 @@ class WholeGraphs:
             thread.start()
             thread.join()
             there = pid()()
-        assert found != [-there]  # a thread without the block has our engine
+        assert found != [-there]  # a thread without a block uses entangle's own engine
         assert pid()() not in (there, os.getpid())
 
     def test_a_run_is_recorded(self, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,13 +371,13 @@ async def _awaited(call: Any) -> Any:
 
 
 def _one_by_one(spans: list[tuple[float, float]]) -> None:
-    """Check that no two of these were at the same time."""
+    """Check that no two of these spans overlap."""
     spans.sort()
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans)), spans
 
 
 def _stops(path: Path) -> None:
-    """Wait until the body that writes there writes no more."""
+    """Wait until the body that writes this file has stopped writing."""
 
     def still() -> bool:
         before = len(notes(path))
@@ -388,7 +388,7 @@ def _stops(path: Path) -> None:
 
 
 class Counted:
-    """Data that knows how often it was pickled in this process."""
+    """Data that counts how often it is pickled in this process."""
 
     pickled = 0
 
