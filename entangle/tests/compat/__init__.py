@@ -1,1 +1,1 @@
-"""Test suites of other projects, run with entangle in the place of what they test."""
+"""Test suites of other projects, run with entangle in place of the tested code."""

@@ -1,9 +1,9 @@
-"""CPython's own tests of executors, with ours, from the Python that runs this.
+"""CPython's own tests of executors, run with our Executor, from the running Python.
 
     python -m entangle.tests.compat.cpython_executor
 
-Prints what passed, was skipped and failed; ends with 1 if anything failed. Some distributions leave
-Python's tests out: that is told, and in CI a failure.
+Prints what passed, was skipped and failed. Exits with status 1 if anything failed. Some
+distributions leave Python's tests out: that is reported, and is a failure in CI.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 from entangle.executor import Executor
 
-#: Tests that start a child which imports the class of that name from `concurrent.futures`. Ours of
-#: these are in `test_executor_ends.py`.
+#: Tests that start a child, which imports the class of that name from `concurrent.futures`. Our
+#: versions of them are in `test_executor_ends.py`.
 _OF_THE_STDLIB_CLASS = {
     "test_interpreter_shutdown": "its child imports the executor from concurrent.futures",
     "test_submit_after_interpreter_shutdown": "its child imports the executor from concurrent.futures",
@@ -27,7 +27,7 @@ _OF_THE_STDLIB_CLASS = {
 
 
 def _module(name: str) -> ModuleType:
-    """A module of the suite: up to Python 3.11 it is one file."""
+    """A module of the suite, which is a single file up to Python 3.11."""
     if sys.version_info >= (3, 12):
         return importlib.import_module(f"test.test_concurrent_futures.{name}")
     return importlib.import_module("test.test_concurrent_futures")
@@ -48,7 +48,7 @@ def _suites() -> list[tuple[str, tuple[Any, ...]]]:
 
 
 class _Told(unittest.TextTestResult):  # type: ignore[type-arg,unused-ignore]
-    """Also counts what has passed."""
+    """Counts passed tests, too."""
 
     passed = 0
 

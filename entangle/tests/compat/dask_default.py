@@ -1,7 +1,7 @@
-"""A plugin of pytest for dask's own tests: the engine is dask's scheduler unless a test names one.
+"""A pytest plugin for dask's own tests: entangle is dask's scheduler unless a test names another.
 
-Tests that must fail then are listed here with the reason, and in `docs/compatibility.md`. One that
-passes all the same is an error: the list must be true.
+Tests that must fail then are listed here with the reason, and in `docs/compatibility.md`. If one
+passes, that is an error: the list must be true.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import pytest
 
 import entangle.dask
 
-#: How many graphs have come to the engine.
+#: How many graphs the engine has received.
 _graphs = 0
-#: So many do in the tests that `make compat` runs. Fewer: something else runs them.
+#: At least this many in the tests that `make compat` runs. If there are fewer, something else runs
+#: them.
 _LEAST = 700
 
 _ONE_DEFAULT = "it expects that no scheduler is set as the default"
@@ -39,12 +40,12 @@ def _get(graph: Any, keys: Any, **options: Any) -> Any:
 
 
 def pytest_configure() -> None:
-    """Set the default."""
+    """Set the default scheduler."""
     dask.config.set(scheduler=_get)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Expect the failures that are known."""
+    """Mark the known failures."""
     for item in items:
         module = getattr(item, "module", None)
         reason = _DIFFERENT.get(f"{module.__name__}::{item.name}") if module is not None else None
@@ -53,12 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail if graphs of the tests did not run on the engine."""
+    """Fail if the tests' graphs did not run on the engine."""
     entangle.dask.close()
     if not session.exitstatus and session.config.option.markexpr == "" and not session.config.option.keyword and _graphs < _LEAST:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how many did."""
+    """Print how many did."""
     terminalreporter.write_line(f"{_graphs} graphs ran on entangle; at least {_LEAST} of all tests should")

@@ -1,4 +1,4 @@
-"""What dask expects of any `get`: its own mixin of tests."""
+"""The tests that dask has for any `get`: its own mixin."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ import entangle.dask
 
 
 class TestGet(GetFunctionTestMixin):  # type: ignore[misc]
-    """Each test gives `get` a graph."""
+    """Each test calls `get` with a graph."""
 
     get = staticmethod(entangle.dask.get)

@@ -1,8 +1,7 @@
-"""A plugin of pytest for joblib's own `test_parallel`, with our backend in the place of loky.
+"""A pytest plugin for joblib's own `test_parallel`, with our backend in place of loky.
 
-What is expected to be different is named here, test by test, and must be different: a test of these
-that passes fails. `joblib_site/sitecustomize.py` puts the backend there, also in the scripts that
-tests start.
+Tests with known differences are listed here, with the reason. They must fail: one that passes is an
+error. `joblib_site/sitecustomize.py` installs the backend, also in the scripts that tests start.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _NESTED = "a Parallel in a task has our backend again, on the same CPUs; below l
 _WORKS = "it expects a warning that only one job will run; here such calls run in parallel, or in the task without a word"
 _MAPPED = "it expects numpy.memmap; arrays are mapped here too, and are plain arrays that a task may write to"
 
-#: Patterns of names, and why those tests are different.
+#: Patterns of test names, and why those tests differ.
 DIFFERENT = {
     r"test_nested_parallel_warnings\[(loky-multiprocessing|multiprocessing-loky|threading-loky)-True\]": _WORKS,
     r"test_nested_backend_context_manager\[.*-(loky|back_compat_backend)\]": _NESTED,
@@ -34,12 +33,12 @@ _count = os.path.join(tempfile.gettempdir(), f"entangle-joblib-{os.getpid()}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have the batches counted that come to our backend."""
+    """Count the batches that our backend receives."""
     os.environ["ENTANGLE_COMPAT_COUNT"] = _count
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that are different."""
+    """Mark the tests that differ."""
     for item in items:
         for pattern, why in DIFFERENT.items():
             if re.fullmatch(pattern, item.name):
@@ -47,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how many batches came to our backend: none means that nothing was tested."""
+    """Print how many batches our backend received: none means that nothing was tested."""
     from entangle.joblib import EntangleBackend
 
     here = getattr(EntangleBackend.submit, "__kwdefaults__", None) or {"batches": [0]}

@@ -1,4 +1,4 @@
-"""scikit-learn on entangle's backend of joblib gives the numbers that it gives on loky."""
+"""scikit-learn gives the same numbers on entangle's joblib backend as on loky."""
 
 from __future__ import annotations
 
@@ -86,6 +86,6 @@ def test_numbers_are_those_of_loky(numbers: Any, monkeypatch: pytest.MonkeyPatch
         found = numbers()
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
-        # Predictions of forests are added up by threads, in any order.
+        # The predictions of a forest are summed by threads, in any order.
         numpy.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
     assert batches, "it never came to our backend"

@@ -1,1 +1,1 @@
-"""Heavy faults, made on purpose and over and over: `make drill` runs these alone."""
+"""Deliberate faults, many times over. `make drill` runs these tests alone."""

@@ -1,4 +1,4 @@
-"""Workers killed three hundred times, at a chosen moment and at any moment."""
+"""Workers are killed three hundred times, at chosen and at random moments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCKS = range(10)
 
 @pytest.fixture
 def killer() -> Iterator[Killer]:
-    """A process that kills workers of this one."""
+    """A process that kills this process's workers."""
     with Killer() as ready:
         yield ready
 

@@ -1,5 +1,5 @@
-"""A depot that eight processes share, while some are killed, bytes flip, values are evicted and the
-disk is full: never a wrong value, never a hang, never a key computed by two at once."""
+"""Eight processes share a depot, while some are killed, bytes flip, values are evicted and the disk
+is full. There is never a wrong value or a hang, and no two processes compute one key at once."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ for at in range(done, keys):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A place with a small disk, if this user may mount one."""
+    """A directory with a small disk, if this user may mount one."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "computing").mkdir()
     (tmp_path / "worker.py").write_text(_WORKER)
@@ -86,7 +86,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 def _flip(values: list[Path], chance: random.Random) -> int:
-    """Damage a value as a disk does: in another file of the name, for no reader has it mapped."""
+    """Damage a value as a disk does. Replace the file, since readers may have the old one
+    mapped."""
     with contextlib.suppress(OSError, ValueError):
         value = chance.choice(values)
         body = bytearray(value.read_bytes())

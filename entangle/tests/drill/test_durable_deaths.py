@@ -1,6 +1,6 @@
-"""A durable run of 300 nodes whose program is killed at random instants, 200 times, and started
-again each time: the right value, nothing that has ended runs again, and what may not run twice runs
-once or is named."""
+"""The program of a durable run of 300 nodes is killed at random moments, 200 times, and restarted
+each time. The value is right, and no node that has ended runs again. A node that may not run twice
+runs once, or is named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.drill
 
 KILLS = 200
 
-#: 12 rows of 24 nodes and a workflow each: 300 bodies that write down that they run, and a sum.
+#: 12 rows of 24 nodes and a workflow each: 300 bodies, which log that they run, and a sum.
 _PROGRAM = """
 import os, random, sys, time
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_killed_at_random_instants(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert select.select([started.stdout], [], [], 60)[0]
             started.stdout.readline()
             try:
-                # Some are left to end, so that there are whole ones however slow the machine is.
+                # Some may run to their end, so that there are complete runs on slow machines, too.
                 said, _ = started.communicate(timeout=rng.uniform(0, longest) if rng.random() < 0.9 and kills < KILLS else 120)
             except subprocess.TimeoutExpired:
                 started.send_signal(signal.SIGKILL)
@@ -132,7 +132,7 @@ def test_killed_at_random_instants(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def _check(name: str, directory: Path, named: Counter[str]) -> None:
-    """That nothing has run again that had ended, and what may not run twice only where it was
+    """Check that no node ran again after its end, and that `once` nodes ran again only if they were
     named."""
     place = DurableDirectory(name)
     begun: Counter[bytes] = Counter()
@@ -151,7 +151,7 @@ def _check(name: str, directory: Path, named: Counter[str]) -> None:
     for node, times in begun.items():
         if tasks[node] in ("once", "in_thread"):
             assert times <= 1 + named[node.hex()[:8]], tasks[node]
-    # What the ledger does not know cannot have run.
+    # A node that is not in the ledger did not run.
     ran = Counter(line for line in (directory / "log").read_text().split("\n")[:-1])
     assert len(ran) == 300
     for kind in ("once", "thread"):

@@ -1,5 +1,5 @@
-"""A worker is killed, or the caller interrupted, at every moment of the engine's own code in turn,
-until a whole run has none left."""
+"""A worker is killed, or the caller interrupted, at each moment of the engine's code in turn, until
+a run has no further moment."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 
 @pytest.fixture(autouse=True)
 def _pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool of one cookie, which a process makes once and keeps, is there before anybody
-    counts. There is one device."""
+    """The pool with one cookie is made once for a process, so make it before counting. There is one
+    device."""
     monkeypatch.setenv("ENTANGLE_GPUS", "0")
     assert SHAPES["pool"].call(str(tmp_path / "first"))(start="fork") == 15
 
 
 def all_moments(name: str, log: Path, of: Callable[[int], Killing | Interrupting]) -> int:
-    """Run it with one moment after the other; gives how many came. Which worker does what differs
-    from run to run, so the end is where several in a row do not come."""
+    """Run it once for each moment. Return how many there were. Which worker does what differs
+    between runs, so stop only when several moments in a row did not occur."""
     number, missed, came = 1, 0, 0
     while missed < 5:
         hit = meets(SHAPES[name], log, of(number))
@@ -71,7 +71,7 @@ def test_ctrl_c_at_every_moment(name: str, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_stream_whose_worker_is_killed_at_every_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Values of a stream come in order, each once, with `retry`; and the run ends."""
+    """The values of a stream come in order, each once, with `retry`, and the run ends."""
     number, missed, came = 1, 0, 0
     while missed < 5:
         moment = Killing(number, 0, 1)

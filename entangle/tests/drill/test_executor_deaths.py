@@ -1,4 +1,5 @@
-"""Workers of executors killed at any moment: no call hangs, is lost, or gets a wrong value."""
+"""Workers of executors are killed at random moments: no call hangs, is lost, or gets a wrong
+value."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Very many runs, very large graphs, very deep nesting: nothing may be left, and nothing may
-grow."""
+"""Very many runs, very large graphs, very deep nesting: nothing is left behind, and nothing
+grows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _nested(start: Any) -> None:
     assert outer(start)(start=start) == 1
 
 
-#: One run in each way of starting, and of ending.
+#: Runs with each start method and each kind of end.
 _RUNS: dict[str, Any] = {
     "fork": lambda: add(num(1), num(1))(start="fork"),
     "auto": lambda: add(num(1), num(1))(),
@@ -79,8 +79,8 @@ _RUNS: dict[str, Any] = {
 
 @pytest.mark.parametrize("how", list(_RUNS))
 def test_two_thousand_runs_hold_nothing(how: str) -> None:
-    """Maps, threads, descriptors and memory stay flat. Spawned interpreters take a tenth of a
-    second each, so of those fewer."""
+    """Maps, threads, descriptors and memory stay flat. Starting a spawned interpreter takes a tenth
+    of a second, so there are fewer of those runs."""
     run, number = _RUNS[how], 100 if how == "spawn" else 2_000
     for _ in range(50 if how != "spawn" else 10):
         run()
@@ -90,7 +90,7 @@ def test_two_thousand_runs_hold_nothing(how: str) -> None:
         run()
     wait_until(lambda: threading.active_count() <= before["threads"], 20.0)
     more = {what: held - before[what] for what, held in _held().items()}
-    # Of maps and pages the allocator and the recorder keep some for later.
+    # The allocator and the recorder keep some maps and pages for later.
     most = {"maps": number // 50 + 8, "threads": 0, "descriptors": 0, "pages": 1_000}
     assert all(more[what] <= most[what] for what in most), more
 
@@ -111,8 +111,7 @@ def test_a_hundred_thousand_levels(start: str) -> None:
 
 
 def test_two_hundred_nested_runs_three_deep(tmp_path: Path) -> None:
-    """However the runs nest, the bodies that compute at one moment are about as many as there are
-    CPUs."""
+    """At any depth, about as many bodies compute at a time as there are CPUs."""
     log = str(tmp_path / "log")
 
     @process

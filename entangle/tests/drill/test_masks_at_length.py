@@ -1,5 +1,5 @@
-"""Masks on very long and hostile texts, timed: what one try of a pattern costs, and all of them
-together."""
+"""Masks on very long and hostile strings, with time limits: for one match of a pattern, and for all
+patterns together."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.drill
 
 
 def test_no_pattern_tries_again_at_length() -> None:
-    """Each pattern of the masks, on each fragment over and over: what one try costs grows with the
-    text at most."""
+    """Each pattern on repetitions of each fragment: the time of one match grows at most
+    linearly."""
     patterns = [
         *secret_values._patterns().values(),
         *secret_looks._patterns().values(),
@@ -44,8 +44,8 @@ def _processor_time(function: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_texts_of_any_fragments_take_time_with_their_length(seed: int) -> None:
-    """200,000 characters of the same few fragments, over and over: five times as long as 40,000,
-    and a good deal more for a machine that is busy."""
+    """200,000 characters of a few repeated fragments may take five times as long as 40,000, and a
+    good deal more, because the machine may be busy."""
     chosen = random.Random(seed)
     slow = []
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""Workers, the forkserver and the owner of a session, killed at any moment."""
+"""The workers, the forkserver and the owner of a session are killed at random moments."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def descendants(pid: int) -> list[int]:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", range(10))
 def test_three_hundred_deaths(tmp_path: Path, seed: int) -> None:
-    """Each run gives its value, or an error that names a death. Nothing hangs, nothing is left."""
+    """Each run gives its value, or an error that names a death. Nothing hangs, and nothing is left
+    behind."""
     chance = random.Random(seed)
     caller = Caller(tmp_path, OWNER).start("1000000")
     assert caller.process.stdout is not None

@@ -1,5 +1,4 @@
-"""Long streams under fire: what comes out is exact, whichever workers are killed meanwhile, and
-nothing grows."""
+"""Long streams whose workers are killed: the output is exact, and nothing grows."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ def read(x: int) -> int:
 
 
 class SkippedError(Exception):
-    """What one value in a hundred fails with."""
+    """Raised for one value in a hundred."""
 
 
 @dataflow
@@ -50,7 +49,7 @@ def score(x: int) -> int:
 
 
 def shoot(stream: Any, every: float, over: threading.Event, killed: list[int]) -> None:
-    """Kill a worker of a stream now and then."""
+    """Kill a worker of a stream from time to time."""
     chance = random.Random(1)
     while not over.wait(every):
         pids = begun_workers(stream)

@@ -1,7 +1,7 @@
-"""Every Python that finds this file has entangle's joblib backend in the place of loky.
+"""Every Python that finds this file has entangle's joblib backend in place of loky.
 
-Python imports it when it starts: the test process does, each script that a test starts, and the
-workers. Nothing is imported before joblib is.
+Python imports it when it starts: in the test process, in each script that a test starts, and in the
+workers. It imports nothing until joblib is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class _AfterParallel:
-    """Finds joblib's module `parallel`, and puts our backend into it when it has been run."""
+    """Finds the module `joblib.parallel`, and installs our backend after the module has run."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         if name != "joblib.parallel":
@@ -37,8 +37,8 @@ def _substitute(parallel: Any) -> None:
     entangle.joblib.register()
     ours: Any = entangle.joblib.EntangleBackend
     parallel.BACKENDS["loky"] = ours
-    # Tests compare with the class that they import from here. `Parallel` itself has the name from
-    # there, and for that class alone it does things with the insides of loky.
+    # Tests compare with the class that they import from here. `Parallel` has imported the original
+    # class from there, and uses loky's internals for that class only.
     backends: Any = sys.modules["joblib._parallel_backends"]
     backends.LokyBackend = ours
     submit, batches, owner = ours.submit, [0], os.getpid()
