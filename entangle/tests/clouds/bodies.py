@@ -16,18 +16,18 @@ def add(a: Any, b: Any) -> Any:
 
 
 def square(x: int) -> int:
-    """Its square, which is printed before."""
+    """Print the number, and return its square."""
     print("squaring", x)
     return x * x
 
 
 def fail(text: str) -> None:
-    """An error with this text."""
+    """Raise an error with this text."""
     raise ValueError(text)
 
 
 def environment() -> dict[str, str]:
-    """The variables that a job has."""
+    """The environment variables of the job."""
     return dict(os.environ)
 
 
@@ -37,38 +37,37 @@ def size(data: bytes) -> bytes:
 
 
 def many(size: int) -> bytes:
-    """So many bytes."""
+    """This many bytes."""
     return b"e" * size
 
 
 def die() -> None:
-    """End by SIGKILL, with words."""
+    """Print something, and die by SIGKILL."""
     print("about to die", flush=True)
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def leave(status: int) -> None:
-    """End the process with this status."""
+    """Exit with this status."""
     print("about to leave", flush=True)
     os._exit(status)
 
 
 def sleep(seconds: float) -> str:
-    """Say so, and sleep."""
+    """Print that it sleeps, and sleep."""
     print("sleeping", flush=True)
     time.sleep(seconds)
     return "slept"
 
 
 def hungry(size: int) -> int:
-    """Use so much memory (MiB)."""
+    """Use this much memory (MiB)."""
     return len(bytearray(b"x" * (size << 20)))
 
 
 def second(mark: str) -> str:
-    """Sleep, the first time: an object in a bucket, at this signed address, says which time it
-    is."""
+    """Sleep in the first attempt. The object at this presigned URL exists from then on."""
     headers = {"Content-Type": "application/octet-stream", "If-None-Match": "*"}
     try:
         urllib.request.urlopen(urllib.request.Request(mark, b"-", headers, method="PUT"), timeout=20).close()
@@ -79,7 +78,8 @@ def second(mark: str) -> str:
 
 
 def paint(word: str) -> tuple[str, str, int, str]:
-    """What a package says that is in an image; where Lambda's runtime is; who runs it; the file."""
+    """A value of the image's package, the address of Lambda's Runtime API, the user id, and the
+    package's file."""
     import colours  # type: ignore[import-not-found]
 
     print("painting", word)

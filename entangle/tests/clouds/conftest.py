@@ -1,7 +1,8 @@
-"""The emulators that these tests share: each is started when the first test wants it, and ends with
-the test session. What cannot be started fails in CI; elsewhere the test is skipped.
+"""The emulators that these tests share: the first test that needs one starts it, and it ends with
+the test session. If one cannot be started, the test fails in CI, and is skipped elsewhere.
 
-What they leave out of what AWS does: docs/architecture/clouds_in_tests.md."""
+What they lack compared to AWS: docs/architecture/clouds_in_tests.md.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +21,13 @@ from ..services.emulators import Emulator, FargateCluster, JobQueue
 from ..services.lambda_functions import LambdaFunctions
 from ..ways import missing
 
-#: Those that run.
+#: The emulators that run.
 _started: list[Emulator] = []
 
 
 @pytest.fixture(scope="session")
 def test_image() -> str:
-    """The name of an image with a Python, which this machine has."""
+    """The name of an image with a Python that is in the local docker daemon."""
     return given.image()
 
 
@@ -43,7 +44,7 @@ def moto(test_image: str) -> Iterator[Emulator]:
 
 @pytest.fixture(scope="session")
 def ministack(moto: Emulator) -> Iterator[Emulator]:
-    """ministack, for its ECS. What its tasks print goes to moto's logs."""
+    """ministack, for its ECS. Its tasks' output goes to moto's logs."""
     if lacking := emulators.what_ministack_is_missing():
         missing(lacking)
     with emulators.ministack_server(logs=moto) as server:
@@ -54,14 +55,15 @@ def ministack(moto: Emulator) -> Iterator[Emulator]:
 
 @pytest.fixture
 def aws_environment(moto: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """Have programs that are made for AWS find moto, by the variables of the environment."""
+    """Environment variables with which programs for AWS use moto instead."""
     _set(moto.environment(), monkeypatch)
     return moto
 
 
 @pytest.fixture
 def aws_environment_with_ecs(aws_environment: Emulator, ministack: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """As `aws_environment`, with ministack for ECS, by AWS_ENDPOINT_URL_ECS. Gives ministack."""
+    """Like `aws_environment`, with ministack for ECS, by AWS_ENDPOINT_URL_ECS. Returns
+    ministack."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_ECS", ministack.endpoint)
     return ministack
 
@@ -75,8 +77,8 @@ def _set(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def aws(moto: Emulator, request: pytest.FixtureRequest) -> Iterator[Callable[[str], Any]]:
-    """Clients of boto3, by the name of the service: "ecs" for ministack, whose test needs that
-    fixture too, others for moto. They are closed when the test ends."""
+    """Makes boto3 clients by the name of the service: for ministack if it is "ecs" (the test needs
+    that fixture, too), else for moto. They are closed when the test ends."""
     made: dict[str, Any] = {}
 
     def client(service: str) -> Any:
@@ -104,14 +106,14 @@ def job_queue(moto: Emulator) -> JobQueue:
 
 @pytest.fixture(scope="session")
 def fargate(ministack: Emulator, moto: Emulator) -> FargateCluster:
-    """A cluster of ECS in ministack, for tasks of Fargate."""
+    """A cluster of ECS in ministack, for Fargate tasks."""
     return FargateCluster(ministack, moto)
 
 
 @pytest.fixture
 def lambda_functions(moto: Emulator, tmp_path: Path) -> Iterator[LambdaFunctions]:
-    """Functions of Lambda that AWS's own runtime client runs, in processes that stay warm; moto
-    has what is deployed. boto3 finds them by AWS_ENDPOINT_URL_LAMBDA."""
+    """Lambda functions that AWS's own runtime client runs, in warm processes. Those that are
+    deployed to moto run, too. boto3 finds them by AWS_ENDPOINT_URL_LAMBDA."""
     functions = LambdaFunctions(tmp_path, moto.endpoint)
     yield functions
     functions.close()
@@ -119,7 +121,7 @@ def lambda_functions(moto: Emulator, tmp_path: Path) -> Iterator[LambdaFunctions
 
 @pytest.fixture
 def cloud(aws_environment: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
-    """EC2 whose instances start, and a user who has nothing of them yet."""
+    """EC2 with instances that start, and a user who has none yet."""
     if lacking := ec2_machines.what_is_missing():
         missing(lacking)
     with ec2_machines.cloud_over(aws_environment, tmp_path) as cloud:

@@ -1,4 +1,4 @@
-"""`entangle aws gc`, and what there is in an account because of tasks."""
+"""`entangle aws gc`, and the list of what tasks have created in an account."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(moto: Emulator, *words: str, **more: str) -> subprocess.CompletedProcess
 
 
 def entangle(moto: Emulator, *words: str) -> Any:
-    """What the command prints, as JSON."""
+    """The output of the command, parsed as JSON."""
     done = run(moto, *words, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -64,7 +64,8 @@ def test_functions_that_were_not_used_go(moto: Emulator, aws: Client, role: str)
     function(aws, role, new, entangle="function", used=day(0))
     function(aws, role, another, somebody="else")
     function(aws, role, "entangle-of-a-user", entangle="function", used=day(99))
-    function(aws, role, odd, entangle="function")  # used when it was made, then
+    # Never called: then the time of its creation counts.
+    function(aws, role, odd, entangle="function")
     everything = sorted([old, new, another, "entangle-of-a-user", odd])
     aws("logs").create_log_group(logGroupName=f"/aws/lambda/{old}")
     try:

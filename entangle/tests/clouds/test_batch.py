@@ -1,4 +1,4 @@
-"""@aws and @batch, over moto: its jobs are real containers."""
+"""@aws and @batch with moto, whose jobs are real containers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Client = Callable[[str], Any]
 
 
 class Batch:
-    """Tasks in moto's Batch."""
+    """Tasks that run in moto's Batch."""
 
     def __init__(self, moto: Emulator, queue: JobQueue, bucket: str, image: str) -> None:
         self.moto, self.queue, self.bucket, self.image = moto, queue, bucket, image
@@ -77,7 +77,7 @@ def test_the_page_on_aws_shows_what_runs(there: Batch, tmp_path: Path) -> None:
     settings = {**{name.lower(): value for name, value in CREDENTIALS.items()}, "region": REGION}
     profiles = tmp_path / "config"
     profiles.write_text("[profile lab]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
-    # Each call is a container of its own, on this machine.
+    # Each call is a container of its own on this machine.
     replaced = {
         'bucket="lab-calls"': f"bucket={there.bucket!r}",
         'queue="short", vcpus=4, memory="8GB"': f"queue={there.queue.name!r}, image={there.image!r}, memory=512",
@@ -178,7 +178,7 @@ def test_an_image_without_a_python(there: Batch) -> None:
 
 
 def test_no_permission(there: Batch, aws: Client) -> None:
-    """A user who may use the bucket, and nothing of Batch."""
+    """A user who may use the bucket but not Batch."""
     iam = aws("iam")
     iam.create_user(UserName="entangle-lacking")
     allowed = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
@@ -271,7 +271,7 @@ def test_nothing_is_left_of_a_caller_that_is_killed(there: Batch, tmp_path: Any)
 
 # --- what Batch says ------------------------------------------------------------------------------
 
-#: In the shape of DescribeJobs; the words are those of the troubleshooting pages of AWS Batch.
+#: In the format of DescribeJobs; the reasons are those of the troubleshooting pages of AWS Batch.
 SAID: list[tuple[dict[str, Any], str, str, type[Exception] | None]] = [
     ({"status": "RUNNABLE"}, PENDING, "RUNNABLE", None),
     (
@@ -392,14 +392,14 @@ def _kill(containers: list[str]) -> None:
 
 
 def has_printed(there: Batch, bucket: str) -> bool:
-    """Whether a body has printed something, as the bucket knows."""
+    """Whether a body has printed something: its output is in the bucket."""
     with contextlib.closing(there.moto.client("s3")) as s3:
         found = s3.list_objects_v2(Bucket=bucket).get("Contents", ())
     return any(each["Key"].endswith(".out") for each in found)
 
 
 def _with(there: Batch, act: Callable[[], None], call: Any, bucket: str = "") -> Any:
-    """Run a call, and act when its container has said that it sleeps."""
+    """Run a call, and act when its container has printed that it sleeps."""
     import threading
 
     def later() -> None:

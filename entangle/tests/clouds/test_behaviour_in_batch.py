@@ -1,5 +1,5 @@
-"""The promises of a run, kept in jobs of AWS Batch: those in which the way that a call takes
-matters, without those whose bodies meet in a folder or send calls to Batch themselves."""
+"""The promises of a run, kept in jobs of AWS Batch: the tests for which the path of a call matters,
+without those whose bodies share a directory or send calls to Batch themselves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IN_BATCH = (
 
 @pytest.fixture(scope="module", autouse=True)
 def _ends() -> Iterator[None]:
-    """One mailbox for all: the code that lies in it is put once."""
+    """One mailbox for all tests, so that the code in it is uploaded once."""
     yield
     open_watchers.close_all()
 

@@ -1,4 +1,4 @@
-"""The two sides of a mailbox in a bucket, over moto's S3."""
+"""Both sides of a mailbox in a bucket, with moto's S3."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def box(account: Account) -> Iterator[Bucket]:
 
 
 def sent(box: Bucket, name: str, *parts: bytes) -> FarAddresses:
-    """Send a message, and open the box as its program does."""
+    """Send a message, and open the mailbox as the message's program does."""
     box.send(name, envelope.written({"name": name}, [[part] for part in parts]))
     _, program, address, _ = box.command(box.add_code("program", b"pass"), name, ["program"], None)
     assert addresses._request("GET", program).body == b"pass"
@@ -120,10 +120,11 @@ def test_a_cancelled_message_is_never_run(box: Bucket) -> None:
 def test_a_message_that_is_gone(box: Bucket, aws: Client) -> None:
     there = sent(box, "1-1")
     box.discard("1-1")
-    assert there.message("1-1") == ({"name": "1-1"}, [])  # many are removed at once
+    # Messages are deleted in batches, so it still exists.
+    assert there.message("1-1") == ({"name": "1-1"}, [])
     box.rest()
     assert there.message("1-1") is None
-    assert there.claim("1-1", "me")  # its claim went with it
+    assert there.claim("1-1", "me")  # its claim was deleted with it
     there.unclaim("1-1")
     assert box.sign_of_life("1-1") is None
 
@@ -154,7 +155,7 @@ def test_signs_of_life_and_the_lease(box: Bucket) -> None:
     assert there.lease_is_fresh(60)
     box.renew()
     assert there.lease() != lease
-    time.sleep(1.1)  # S3 tells seconds
+    time.sleep(1.1)  # times in S3 have a resolution of one second
     assert not there.lease_is_fresh(0.5)
     box.close()
     assert there.lease() is None
@@ -179,7 +180,7 @@ def test_prints_are_shown_as_they_come(box: Bucket, capfd: pytest.CaptureFixture
         os.close(fd)
     for spool in there._spools:
         spool.close()
-    shown = capfd.readouterr()  # what the platform has in its log
+    shown = capfd.readouterr()  # the output that the platform would log
     assert (shown.out, shown.err) == ("one\ntwo\n", "three\n")
 
 
@@ -210,7 +211,8 @@ def test_what_is_no_name_of_a_bucket(name: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_large_outcome_goes_in_parts(box: Bucket, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "LARGE", 1 << 20)
-    monkeypatch.setattr(addresses, "PART", 5 << 20)  # the least that S3 takes, but for the last one
+    # The least that S3 accepts, except for the last part.
+    monkeypatch.setattr(addresses, "PART", 5 << 20)
     there = sent(box, "1-1")
     value = os.urandom(12 << 20)
     answered = threading.Thread(target=lambda: wait_until(lambda: "1-1" in box.arrived()))
@@ -219,7 +221,7 @@ def test_a_large_outcome_goes_in_parts(box: Bucket, aws: Client, monkeypatch: py
     answered.join()
     assert box.take("1-1") == ({"given": True}, [bytearray(value)])
     assert aws("s3").list_multipart_uploads(Bucket=box.bucket).get("Uploads", []) == []
-    # A twin of it does not take its place.
+    # A second outcome does not replace it.
     monkeypatch.setattr(addresses, "LARGE", 1 << 30)
     assert not there.put("1-1", envelope.written({"given": False}, [[value]]))
     box.discard("1-1")
@@ -245,7 +247,7 @@ def test_a_box_leaves_nothing(account: Account, aws: Client) -> None:
 
 
 def test_a_thread_goes_on_after_the_main_thread_has_ended(account: Account, aws: Client) -> None:
-    """Python has shut down all pools then."""
+    """By then, Python has shut down all thread pools."""
     program = f"""
         import threading
         from entangle._aws.account import Account

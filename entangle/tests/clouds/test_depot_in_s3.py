@@ -1,4 +1,4 @@
-"""A depot in a bucket, over moto's S3: who computes, what is put, and what can go wrong."""
+"""A depot in a bucket, with moto's S3: who computes, what is uploaded, and what can go wrong."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEY = "ab" * 32
 
 @pytest.fixture
 def url(aws_environment: Emulator, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place of the test's own in a bucket."""
+    """A prefix of the test's own in a bucket."""
     monkeypatch.setenv("ENTANGLE_KEY", "secret")
     return f"s3://{bucket}/{tmp_path.name}"
 
@@ -142,7 +142,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def programs(tmp_path: Path) -> WaitingPrograms:
-    """Processes that want one value."""
+    """Processes that need the same value."""
     return WaitingPrograms(tmp_path, _PROGRAM)
 
 
@@ -169,7 +169,7 @@ def test_the_lease_of_who_was_killed_ends(programs: WaitingPrograms, url: str) -
 
 
 def test_a_lease_is_had_by_one_of_many(place: RemoteDepot, url: str) -> None:
-    """Also where all find one that has ended."""
+    """Even if all of them find an expired lease."""
     files = S3Objects(url)
     for number in range(5):
         key = f"{number:064x}"
@@ -220,8 +220,8 @@ def test_a_lease_whose_answer_was_lost_is_ours(place: RemoteDepot, monkeypatch: 
 
 @pytest.fixture
 def slow_way(aws_environment: Emulator) -> Iterator[tuple[str, threading.Event]]:
-    """An address that leads to moto, but keeps from it the end of each value that is put; and
-    whether one has come."""
+    """An address that forwards to moto, but holds back the end of each uploaded value; and an event
+    that is set when an upload has come."""
     come = threading.Event()
     port = aws_environment.port
 
@@ -318,10 +318,10 @@ def test_a_value_with_another_signature_is_refused(url: str, tmp_path: Path, mon
 
 
 def _warnings(url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> str:
-    """What is said where a depot cannot be used; the value is given all the same."""
+    """The warnings about a depot that cannot be used. The value is computed all the same."""
     noted = thread(cache=Cache(where=url))(bodies.noted)
     assert [noted(str(tmp_path / "log"), value)() for value in (1, 1, 2)] == [1, 1, 2]
-    assert len(caplog.records) == 2  # one of reading, one of writing
+    assert len(caplog.records) == 2  # one for reading, one for writing
     return caplog.text
 
 

@@ -1,4 +1,4 @@
-"""`entangle doctor --aws`, and the policies of `deploy/aws`, with moto looking at them."""
+"""`entangle doctor --aws`, and the policies of `deploy/aws`, while moto checks permissions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEPLOY = Path(ROOT, "deploy", "aws")
 
 
 def findings(moto: Emulator, *words: str, **keys: str) -> dict[str, dict[str, str]]:
-    """What the doctor says, by what it has looked at."""
+    """The doctor's findings, by what it has checked."""
     variables = {**moto.environment(), **keys, "PATH": "/usr/bin:/bin", "HOME": "/nonexistent"}
     command = [sys.executable, "-m", "entangle", "doctor", "--aws", "--json", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60, check=False)
@@ -38,12 +38,12 @@ def findings(moto: Emulator, *words: str, **keys: str) -> dict[str, dict[str, st
 
 
 def user(aws: Client, *names: str, bucket: str) -> dict[str, str]:
-    """The keys of a new user who has these policies of `deploy/aws`."""
+    """The keys of a new user with these policies of `deploy/aws`."""
     iam, name = aws("iam"), new_name("user")
     iam.create_user(UserName=name)
     for each in names:
         text = (DEPLOY / f"{each}.json").read_text().replace("BUCKET", bucket)
-        # AWS takes names of actions in any case; moto wants those of Batch in small letters.
+        # AWS ignores the case of action names; moto compares those of Batch in lower case.
         text = re.sub("batch:[A-Za-z]+", lambda found: found[0].lower(), text)
         iam.put_user_policy(UserName=name, PolicyName=each, PolicyDocument=text)
     made = iam.create_access_key(UserName=name)["AccessKey"]
@@ -52,7 +52,7 @@ def user(aws: Client, *names: str, bucket: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", [*policies.ACTIONS, *policies.OF_ROLES])
 def test_the_policies_are_those_of_the_code(name: str) -> None:
-    """Write them anew by: python -m entangle.tests.clouds.test_doctor_aws"""
+    """To write them again: python -m entangle.tests.clouds.test_doctor_aws"""
     assert json.loads((DEPLOY / f"{name}.json").read_text()) == policies.policy(name)
 
 
@@ -94,7 +94,7 @@ def test_it_says_what_is_wrong_with_the_role_of_jobs(moto: Emulator, bucket: str
 
 
 def test_a_role_that_may_not_be_passed(bucket: str, aws_environment: Emulator, aws: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """moto does not say what is allowed; AWS does."""
+    """moto does not say what is allowed, so the test gives the answer of AWS."""
     name = new_name("jobs")
     arn = aws("iam").create_role(RoleName=name, AssumeRolePolicyDocument=f'{{"Service": "{policies.PASSED_TO}"}}')["Role"]["Arn"]
     asked: list[Any] = []
@@ -117,7 +117,7 @@ def test_nobody(moto: Emulator) -> None:
     assert "does not know these credentials" in found["aws"]["detail"]
 
 
-#: What actions the methods of S3 need that have another name.
+#: The permissions that S3's methods need, if they have another name.
 S3 = {
     "ListObjectsV2": ["ListBucket"],
     "HeadObject": ["GetObject"],
@@ -132,7 +132,7 @@ S3 = {
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The actions that have been used. moto cannot look at policies where addresses are signed."""
+    """The actions that were used. moto does not check permissions of signed URLs."""
     from botocore import client as clients
 
     BaseClient: Any = clients.BaseClient  # noqa: N806
@@ -168,7 +168,7 @@ def test_the_policy_of_batch_is_enough(
 def test_what_deploy_makes_is_enough(aws_environment: Emulator, test_image: str, aws: Client, job_queue: JobQueue) -> None:
     bucket, queue = new_name("lab"), new_name("short")
     command = [sys.executable, str(DEPLOY / "make.py"), "--bucket", bucket, "--queue", queue, "--service-role", job_queue.role]
-    for _ in range(2):  # what is there already stays
+    for _ in range(2):  # the second time, everything exists and stays
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
     said = dict(re.findall(r'(\w+)="([^"]*)"', done.stdout))

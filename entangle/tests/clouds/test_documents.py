@@ -1,7 +1,7 @@
-"""What the documents of the project write of AWS, run against emulators; and one graph over
-several places of a cloud."""
+"""What the project's documents say about AWS, run against emulators; and one graph over several
+places of a cloud."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ if __name__ == "__main__":
 def test_fargate(aws_environment_with_ecs: Emulator, fargate: FargateCluster, bucket: str, test_image: str, tmp_path: Path) -> None:
     done = run(FARGATE, tmp_path, test_image, fargate.name, ENTANGLE_BUCKET=bucket)
     assert "5" in done.splitlines()
-    assert "8 GB" in done  # the least that 4 CPUs have there
+    assert "8 GB" in done  # the least memory that Fargate allows with 4 CPUs
 
 
 def run(text: str, folder: Path, *words: str, **variables: str) -> str:
-    """Run a program; gives what it prints."""
+    """Run a program. Return its output."""
     program = folder / "program.py"
     program.write_text(text)
     command = [sys.executable, str(program), *words]
@@ -87,7 +87,8 @@ def test_an_image_that_the_region_does_not_have(cloud: Cloud) -> None:
         myfunc()()
 
 
-#: The General Example: with the imports and the value that it lacks, and a server for its request.
+#: The General Example, completed with the imports and the value that it lacks, and a server for its
+#: request.
 GENERAL = """
 import sys
 from entangle.process import process
@@ -173,12 +174,12 @@ class _Echo(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *words: Any) -> None:
-        """It says nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def echo() -> Iterator[str]:
-    """The address of a server that answers with what it is sent."""
+    """The address of a server that returns what it receives."""
     with http.server.HTTPServer(("127.0.0.1", 0), _Echo) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

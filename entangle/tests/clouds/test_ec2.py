@@ -1,4 +1,4 @@
-"""@ec2: a function on an instance that is launched, shared, and ends by itself."""
+"""@ec2: a function runs on an instance, which is launched, shared, and terminates itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ..services.hosts import make_key, this_python
 
 
 def on_ec2(function: Any, **options: Any) -> Any:
-    """A task of it there, in the cloud of this test."""
+    """A task that runs on an instance in this test's cloud."""
     return aws(endpoint=os.environ["AWS_ENDPOINT_URL"])(ec2(**{"idle": 60, "python": this_python(), **options})(function))
 
 
@@ -71,7 +71,7 @@ def test_parentheses_may_be_left_out_and_aws_may_stand_above_or_below(cloud: Clo
     def one() -> int:
         return 1
 
-    # The bare decorator has the Python of the machine, which is the one that is first on its PATH.
+    # The bare decorator uses the machine's own Python: the first one on its PATH.
     above: Any = aws(endpoint=cloud.endpoint, keys=["an-id", "a-secret"])(ec2(process(one)))
     assert above()() == 1
     below: Any = ec2(aws(endpoint=cloud.endpoint, keys=["an-id", "a-secret"])(process(one)))
@@ -111,7 +111,7 @@ def test_calls_of_one_run_share_an_instance(cloud: Cloud) -> None:
 def test_a_key_of_the_users_is_used(cloud: Cloud, tmp_path: Path) -> None:
     make_key(tmp_path / "mine")
     public = (tmp_path / "mine.pub").read_text().split()
-    (tmp_path / "mine.pub").unlink()  # ssh-keygen tells it
+    (tmp_path / "mine.pub").unlink()  # ssh-keygen derives the public key
     assert on_ec2(_add, key=str(tmp_path / "mine"))(1, 2)() == 3
     assert [key.split()[:2] for key in cloud.keys.values()] == [public[:2]]
     assert not (tmp_path / "state" / "entangle" / "ec2" / "key").exists()
@@ -143,7 +143,7 @@ def test_an_instance_terminates_itself_when_it_is_idle_and_the_next_call_has_ano
 def test_an_instance_that_has_an_agent_is_not_idle(cloud: Cloud, tmp_path: Path) -> None:
     run = on_ec2(_wait_for, idle=0.5)(str(tmp_path))(proc=True)
     wait_until((tmp_path / "begun").exists, 40, "the body")
-    time.sleep(2)  # four times `idle`: it would have ended
+    time.sleep(2)  # four times `idle`: an idle instance would have ended
     assert cloud.only().runs
     (tmp_path / "go").touch()
     run.result()
@@ -176,7 +176,8 @@ def test_an_instance_ends_when_its_caller_is_killed(cloud: Cloud, tmp_path: Path
 
 def test_an_instance_whose_caller_is_killed_before_it_logs_in_ends(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instance_script, "FIRST", 1.0)
-    launched = Instances(Account(endpoint=cloud.endpoint), InstanceOptions(idle=0.5).checked()).take(())  # and no more
+    # And the caller does nothing more.
+    launched = Instances(Account(endpoint=cloud.endpoint), InstanceOptions(idle=0.5).checked()).take(())
     wait_until(lambda: cloud.state(launched.id) == "terminated", 30, f"the end of the instance: {cloud.only().log()}")
 
 
@@ -192,7 +193,7 @@ def test_an_instance_that_ends_is_not_used_by_whoever_comes_then(cloud: Cloud) -
     add = on_ec2(_add)
     assert add(1, 2)() == 3
     machine = cloud.only()
-    # What its watch does, a moment before it shuts down.
+    # Do what the watch does just before it shuts the instance down.
     (pid,) = [one for one in Path("/proc").glob("[0-9]*/cmdline") if b"/run/entangle/watch" in one.read_bytes() and _is_of(machine, one)]
     os.kill(int(pid.parent.name), signal.SIGSTOP)
     Path(f"/proc/{pid.parent.name}/root/run/entangle/ending").write_text("entangle: this instance ends\n")
@@ -231,7 +232,8 @@ def test_an_instance_that_is_terminated_during_a_call_is_an_error_that_says_so(c
     run = on_ec2(_wait_for)(str(tmp_path))(proc=True)
     wait_until((tmp_path / "begun").exists, 40, "the body")
     (instance,) = cloud.machines
-    cloud.ec2.terminate_instances(InstanceIds=[instance])  # moto says so at once, and the machine follows
+    # The state in moto changes at once, and the machine must follow.
+    cloud.ec2.terminate_instances(InstanceIds=[instance])
     cloud.machines[instance].kill()
     with pytest.raises(LinkLostError, match=f"the instance has ended.*{instance}"):
         run.result()
@@ -241,7 +243,7 @@ def test_an_instance_that_is_terminated_during_a_call_is_an_error_that_says_so(c
 
 
 def _of_the_user(cloud: Cloud, behaviour: str = "stop") -> str:
-    """An instance that is stopped; it has no script of ours."""
+    """A stopped instance that a user made: it has no script of ours."""
     key = Path(instance_keys.own_key()).with_name("key.pub").read_text()
     cloud.keys["mine"] = key
     made = cloud.ec2.run_instances(ImageId=cloud.image, MinCount=1, MaxCount=1, InstanceInitiatedShutdownBehavior=behaviour)
@@ -348,7 +350,7 @@ def test_a_python_that_is_not_there_is_told(cloud: Cloud) -> None:
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts the program that watches, alone: `shutdown` there writes a file."""
+    """Starts the watching program alone. Its `shutdown` only writes a file."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "shutdown").write_text(f"#!/bin/sh\ntouch {tmp_path}/down\n")
     (tmp_path / "bin" / "shutdown").chmod(0o755)

@@ -38,7 +38,7 @@ def test_s3_refuses_the_second_of_two_conditional_writes(aws: _Clients, bucket: 
 def test_s3_takes_and_gives_by_presigned_addresses(aws: _Clients, bucket: str) -> None:
     there = {"Bucket": bucket, "Key": "by-address"}
     put, get = (aws("s3").generate_presigned_url(verb, Params=there, ExpiresIn=60) for verb in ("put_object", "get_object"))
-    # urllib would say that it is a form, and moto would take it for one.
+    # By default, urllib declares the content a form, and moto would parse it as one.
     request = urllib.request.Request(put, data=b"value", method="PUT", headers={"Content-Type": "application/octet-stream"})
     with urllib.request.urlopen(request, timeout=20) as answer:
         assert answer.status == 200

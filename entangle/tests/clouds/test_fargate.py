@@ -1,5 +1,5 @@
-"""@fargate: tasks of ECS that are containers, by ministack; and what no emulator says, by stubs of
-the shapes that AWS has."""
+"""@fargate: ECS tasks that run as containers in ministack; and, with stubs that answer in the
+format of AWS, what no emulator does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from ..services.aws_clients import listed_clients
 from ..services.emulators import Emulator, FargateCluster, new_name
 from . import bodies
 
-#: A role that may write the log; ministack looks at none.
+#: A role that may write logs; ministack checks no permissions.
 ROLE = "arn:aws:iam::123456789012:role/entangle-tests"
 
 pytestmark = pytest.mark.timeout(180)
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.timeout(180)
 def there(
     aws_environment_with_ecs: Emulator, fargate: FargateCluster, bucket: str, test_image: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Any]]:
-    """The decorators, with the least that they must be told."""
+    """The decorators, with the least options that they need."""
     monkeypatch.setenv("ENTANGLE_BUCKET", bucket)
     clients = listed_clients(monkeypatch)
 
@@ -109,7 +109,7 @@ def test_records_say_where_it_ran(
 
 
 def test_a_job_uses_its_mailbox_as_its_role(there: Callable[..., Any], aws: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The credentials of the caller are over in two seconds; ministack gives those of the role."""
+    """The caller's credentials expire in two seconds; ministack provides those of the role."""
     monkeypatch.setattr(Account, "expires", lambda self: 2.0)
     assert there(bodies.square, job_role=ROLE)(3)() == 9
     arns = aws("ecs").list_task_definitions()["taskDefinitionArns"]
@@ -125,7 +125,7 @@ def test_a_definition_is_made_once(there: Callable[..., Any], aws: Callable[[str
     monkeypatch.setattr(fargate_tasks, "_definitions", {})
     assert there(bodies.square, env={"ONCE": "1"})(2)() == 4
     before = families()
-    monkeypatch.setattr(fargate_tasks, "_definitions", {})  # as another process is
+    monkeypatch.setattr(fargate_tasks, "_definitions", {})  # like another process
     assert there(bodies.square, env={"ONCE": "1"})(2)() == 4
     assert families() == before
     assert there(bodies.square, env={"ONCE": "2"})(2)() == 4
@@ -190,7 +190,8 @@ def test_retry_submits_it_again(there: Callable[..., Any], ministack: Emulator, 
 
 
 def _sleeping(ministack: Emulator) -> str:
-    """The container, as soon as its body sleeps. Another one may tell of its Python before."""
+    """The container of the call, once its body sleeps. An earlier one may ask an image for its
+    Python."""
 
     def sleeping() -> str:
         for container in ministack.containers():
@@ -207,7 +208,7 @@ def _kill(ministack: Emulator) -> None:
 
 
 def _take_back(ministack: Emulator) -> None:
-    """As AWS does with capacity of spot: SIGTERM, and the reason."""
+    """As AWS does with spot capacity: SIGTERM, and the reason."""
     _sleeping(ministack)
     ecs = ministack.client("ecs")
     for cluster in ecs.list_clusters()["clusterArns"]:
@@ -229,7 +230,7 @@ def test_time_is_over(there: Callable[..., Any]) -> None:
 
 
 def test_a_run_that_is_over_stops_its_tasks(there: Callable[..., Any], ministack: Emulator) -> None:
-    """That nothing runs afterwards, the fixture sees."""
+    """The fixture checks that no container runs afterwards."""
     with pytest.raises(RunTimeoutException):
         there(bodies.sleep)(600).run(timeout=6)
     future = there(bodies.sleep)(600)(proc=True)
@@ -324,7 +325,7 @@ def test_what_deploy_makes_is_enough(there: Callable[..., Any], aws: Callable[[s
     role = aws("iam").create_role(RoleName=new_name("batch"), AssumeRolePolicyDocument="{}")["Role"]["Arn"]
     lab, queue, cluster = new_name("lab"), new_name("queue"), new_name("made")
     made = ["--bucket", lab, "--queue", queue, "--cluster", cluster, "--service-role", role]
-    for _ in range(2):  # what is there already stays
+    for _ in range(2):  # the second time, everything exists and stays
         done = subprocess.run(
             [sys.executable, str(Path(ROOT, "deploy", "aws", "make.py")), *made], capture_output=True, text=True, timeout=60, check=False
         )
@@ -340,7 +341,7 @@ def test_what_deploy_makes_is_enough(there: Callable[..., Any], aws: Callable[[s
 
 
 class _Stubs:
-    """Clients that answer what they were told to, in that order, and refuse everything else."""
+    """Clients that return the given answers in order, and refuse all other requests."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import boto3
@@ -375,7 +376,7 @@ class _Stubs:
 @pytest.fixture
 def stubs(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Stubs]:
     pytest.importorskip("boto3")
-    monkeypatch.setattr(fargate_tasks, "AT_ONCE", 1)  # answers are in order
+    monkeypatch.setattr(fargate_tasks, "AT_ONCE", 1)  # answers must come in order
     for name in ("_definitions", "_early", "_lives", "_ends"):
         monkeypatch.setattr(fargate_tasks, name, {})
     for cached in (ecs_cluster.where, ecs_cluster.why_no_log):
@@ -441,7 +442,7 @@ def test_what_is_refused_is_an_error_that_says_so(stubs: _Stubs) -> None:
 
 
 def test_an_error_after_some_have_begun_is_that_of_the_others(stubs: _Stubs) -> None:
-    """Nothing that has begun is forgotten, or begins twice."""
+    """Tasks that have begun are not forgotten, and do not begin twice."""
     stubs.there_is_a_definition()
     stubs.begun(1)
     stubs.ecs.add_client_error("run_task", "AccessDeniedException", "no more")
@@ -454,7 +455,7 @@ def test_an_error_after_some_have_begun_is_that_of_the_others(stubs: _Stubs) -> 
 
 
 def test_one_that_has_begun_behind_another_keeps_its_task(stubs: _Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests are under way together: the second may be taken, and the first not."""
+    """Requests run in parallel: the second may be accepted and the first not."""
     monkeypatch.setattr(fargate_tasks, "AT_ONCE", 2)
     answers: dict[str, list[Any]] = {"0": [None, "zero"], "1": ["one"]}
     monkeypatch.setattr(FargateTasks, "_run_task", lambda tasks, message: answers[message.id].pop(0))
@@ -470,7 +471,8 @@ def test_one_that_has_begun_behind_another_keeps_its_task(stubs: _Stubs, monkeyp
 
 
 def test_all_are_stopped_that_can_be(stubs: _Stubs) -> None:
-    """One that is not there is nobody's business; the trouble with another holds up none."""
+    """A task that does not exist is ignored, and a failure to stop one does not prevent stopping
+    others."""
     stubs.there_is_a_cluster()
     stubs.ecs.add_client_error("stop_task", "InvalidParameterException", "The referenced task was not found.")
     stubs.ecs.add_client_error("stop_task", "AccessDeniedException", "not you")
@@ -488,7 +490,7 @@ def test_a_command_that_ecs_would_not_take(stubs: _Stubs) -> None:
 
 
 def test_two_addresses_with_the_token_of_a_session_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a role have about 1,000 characters, of which many are escaped in an address."""
+    """A role's session token has about 1,000 characters, and many of them are escaped in a URL."""
     import boto3
     from botocore.config import Config
 
@@ -520,7 +522,7 @@ def test_the_default_network(stubs: _Stubs) -> None:
 
 
 def test_without_a_log(stubs: _Stubs) -> None:
-    """The error of a task that dies says why there is none."""
+    """The error of a task that dies says why it has no log."""
     assert TASKS.logs("ticket") == "(a task has a log if it has a role that may write it: execution_role=)"
     stubs.stubs["logs"].add_client_error("describe_log_groups", "AccessDeniedException", "not you")
     tasks = dataclasses.replace(TASKS, execution_role=ROLE)

@@ -1,7 +1,8 @@
-"""`entangle image build` and `build_image`, over a real docker daemon, a real registry and Lambda's
-own runtime client. Packages are wheels made here, so no index is asked, but for that client."""
+"""`entangle image build` and `build_image`, with a real docker daemon, a real registry and Lambda's
+own runtime client. Packages are wheels built here, so that no index is needed except for that
+client."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def wheel(
     scripts: Mapping[str, str] | None = None,
     platform: str = "any",
 ) -> str:
-    """A package as pip takes it; gives its path."""
+    """Build a wheel for pip. Return its path."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{number}-py3-none-{platform}.whl"
     about = f"{name}-{number}.dist-info"
@@ -75,7 +76,7 @@ def said_by(*command: str, **options: Any) -> str:
     return str(done.stdout).strip()
 
 
-#: All images of these tests have it, as those have that are built upon them.
+#: A label of all images of these tests; images built on them inherit it.
 LABEL = {"entangle.tests": f"images-{os.getpid()}"}
 
 
@@ -86,7 +87,7 @@ def labelled() -> list[str]:
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[str]:
-    """The image below: a Python without pip. What is built upon it goes at the end."""
+    """The base image: a Python without pip. Images built on it are removed at the end."""
     name = f"entangle-tests-images:{os.getpid()}-base"
     below = given.image()
     (label,) = (f"{key}={value}" for key, value in LABEL.items())
@@ -106,12 +107,12 @@ def name(base: str) -> str:
 
 @pytest.fixture(autouse=True)
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes packages from, and from nowhere else."""
+    """The only directory from which pip installs packages."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    # What pip must not leave in an image.
+    # A secret that pip must not leave in an image.
     monkeypatch.setenv("PIP_INDEX_URL", "https://someone:secret@127.0.0.1:9/simple")
     return folder
 
@@ -135,8 +136,8 @@ WORK = """
 
 
 def test_functions_run_in_an_image_with_what_they_import(base: str, name: str, wheels: Path, tmp_path: Path) -> None:
-    """The versions are those installed here, also of what the packages need; markers are those of
-    the image's Python, whatever the Python here."""
+    """The versions are those installed here, also for the packages' own dependencies. Markers are
+    evaluated for the image's Python, not for the one here."""
     there = said_by("docker", "run", "--rm", base, "python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
     needed = ["shades", f"thenwhen; python_version == '{there}'", f"nowhere; python_version != '{there}'"]
     site = tmp_path / "venv" / "site-packages"
@@ -231,7 +232,7 @@ def test_the_same_again_is_the_same_image(base: str, name: str, wheels: Path) ->
     assert "packages" not in told
     anew = build_image(name, base=base, packages=["reds==1.0"], fresh=True)
     assert (anew.id != pinned.id, anew.reused) == (True, False)
-    # Without a version pip is asked again, and docker finds what it has built of the same.
+    # Without a version, pip runs again, and docker finds the same build in its cache.
     told.clear()
     loose = build_image(name, base=base, packages=["reds"], told=told.append)
     assert "packages" in told
@@ -239,8 +240,8 @@ def test_the_same_again_is_the_same_image(base: str, name: str, wheels: Path) ->
 
 
 def loaded(name: str, settings: Sequence[str]) -> None:
-    """An image of one file, /usr/local/bin/python3, for an aarch64."""
-    # What the kernel takes for a program of that processor. On an aarch64 it would not run either.
+    """Load an image with a single file, /usr/local/bin/python3, for aarch64."""
+    # An ELF header for aarch64. It would not run on an aarch64 machine either.
     content = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\xb7\x00\x01\x00\x00\x00" + bytes(40)
     layer, packed = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as archive:
@@ -266,13 +267,13 @@ def loaded(name: str, settings: Sequence[str]) -> None:
 
 @pytest.fixture
 def foreign(name: str) -> str:
-    """A small image like the official ones, for a processor that this machine has not."""
+    """A small image like the official ones, for a processor that this machine does not have."""
     loaded(f"{name}-foreign", ["PATH=/usr/local/bin", "PYTHON_VERSION=3.12.7"])
     return f"{name}-foreign"
 
 
 def test_for_a_processor_that_this_machine_cannot_run(name: str, foreign: str, wheels: Path) -> None:
-    """The official images say their Python, so an image can be made of one that does not run."""
+    """The official images declare their Python in a variable, so building needs not run it."""
     for machine in ("x86_64", "aarch64"):
         wheel(wheels, "colours", "1.0", {"colours.py": f"RED = {machine!r}\n"}, platform=f"manylinux2014_{machine}")
     found = build_image(name, base=foreign, packages=["colours"])
@@ -307,7 +308,7 @@ def test_the_image_for_another_processor_is_pulled_and_the_one_here_keeps_its_na
 
 # --- Lambda ---------------------------------------------------------------------------------------
 
-#: Lambda's Runtime API, for one invocation. Prints its port, then how the invocation ended.
+#: A Lambda Runtime API for one invocation. Prints its port, then how the invocation ended.
 RUNTIME_API = """
 import json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -364,7 +365,7 @@ def test_lambda_runs_it_by_its_own_client(base: str, name: str, wheels: Path, mo
                 "AWS_REGION=us-east-1",
             )
             words = [word for setting in (*settings, "AWS_LAMBDA_FUNCTION_MEMORY_SIZE=128") for word in ("--env", setting)]
-            # as in Lambda: a user whom nobody knows, who can write nothing
+            # As in Lambda: a user without a name, who cannot write anywhere.
             command = ["docker", "run", "--detach", "--read-only", "--user", "993:990", "--network", "host", *words, name]
             container = said_by(*command)
             try:

@@ -1,5 +1,5 @@
-"""Jobs that use their mailbox as their own role: signatures, credentials that change, and what is
-said where there are none."""
+"""Jobs that access their mailbox with their own role: signatures, credentials that change, and the
+error if there are none."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_signatures_are_those_of_botocore(method: str) -> None:
 
 
 def test_what_is_sent_is_what_was_signed(moto: Emulator, bucket: str, aws: Client, endpoint: CredentialsEndpoint) -> None:
-    """By a server that looks: moto, with the policy of `deploy/aws` alone."""
+    """A server that checks signatures: moto, with the policy of `deploy/aws` alone."""
     endpoint.keys = [role_keys(aws, bucket)] * 3
     start = f"{moto.endpoint}/{bucket}/entangle/p1-ab%40h"
     tagged = {"x-amz-tagging": "entangle=call", "Content-Type": "application/octet-stream"}
@@ -116,7 +116,8 @@ def test_what_is_sent_is_what_was_signed(moto: Emulator, bucket: str, aws: Clien
 
 
 def role_keys(aws: Client, bucket: str) -> tuple[str, str, str]:
-    """The keys of a user who has the policy of a job's role: moto looks at those of users alone."""
+    """The keys of a user with the policy of a job's role, because moto checks users' policies
+    only."""
     key, secret = user(aws, "job-role", bucket=bucket).values()
     return key, secret, ""
 
@@ -133,7 +134,7 @@ def test_credentials_are_used_until_shortly_before_they_expire(endpoint: Credent
     second = job_role.credentials()
     assert second["AccessKeyId"] == endpoint.given[1] != first["AccessKeyId"]
     assert job_role.credentials()["AccessKeyId"] == endpoint.given[2]
-    # While the endpoint is in trouble, those that are there last.
+    # While the endpoint fails, the latest credentials are used on.
     endpoint.instead = [(500, "trouble")]
     assert job_role.credentials()["AccessKeyId"] == endpoint.given[2]
 
@@ -191,7 +192,7 @@ def test_the_token_may_be_in_a_file_and_proxies_are_not_asked(
 
 @pytest.fixture
 def box(aws_environment: Emulator, bucket: str, endpoint: CredentialsEndpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    """A box whose caller has credentials for five minutes."""
+    """A mailbox whose caller has credentials for five minutes."""
     monkeypatch.setattr(Account, "expires", lambda self: 300.0)
     made = Bucket(Account(bucket=bucket), job_role=True)
     yield made
@@ -199,7 +200,7 @@ def box(aws_environment: Emulator, bucket: str, endpoint: CredentialsEndpoint, m
 
 
 def sent(box: Bucket, name: str, *parts: bytes) -> FarAddresses:
-    """Send a message, and open the box as its program does."""
+    """Send a message, and open the mailbox as the message's program does."""
     box.send(name, envelope.written({"name": name}, [[part] for part in parts]))
     _, program, address, _ = box.command(box.add_code("program", b"pass"), name, ["program"], 3600.0)
     assert "Signature" not in program + address
@@ -210,7 +211,7 @@ def sent(box: Bucket, name: str, *parts: bytes) -> FarAddresses:
 
 @pytest.fixture
 def signers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Which keys have signed which requests."""
+    """Which key signed which request."""
     found: list[tuple[str, str]] = []
     real = job_role.headers_of
 
@@ -228,7 +229,7 @@ def test_a_call_that_outlives_two_credentials(box: Bucket, endpoint: Credentials
     assert there.claim("1-1", "me")
     assert not FarAddresses(there._address).claim("1-1", "a twin")
     assert there.message("1-1") == ({"name": "1-1"}, [bytearray(b"x" * 100_000)])
-    job_role.forget()  # the body takes as long as the first ones last
+    job_role.forget()  # the body runs for as long as the first credentials are valid
     there.live("1-1")
     assert not there.is_cancelled("1-1")
     assert there.lease_is_fresh(60)
@@ -292,7 +293,7 @@ def test_when_addresses_are_signed(box: Bucket, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Account, "expires", lambda self: 3600.0)
     assert signed(box, 2000.0)
     assert not signed(box, 3000.0)
-    assert not signed(box, None)  # nobody knows
+    assert not signed(box, None)  # the duration is unknown
     monkeypatch.setattr(Account, "expires", lambda self: None)
     assert signed(box, None)
     assert not signed(box, 8 * 86400.0)
@@ -315,7 +316,7 @@ def test_the_command_is_short_enough_for_ecs(box: Bucket) -> None:
 
 @pytest.fixture
 def short(aws_environment: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The credentials of the caller last for two seconds, and others follow."""
+    """The caller's credentials are valid for two seconds; then it gets new ones."""
     monkeypatch.setattr(Account, "expires", lambda self: 2.0)
     yield
     open_watchers.close_all()

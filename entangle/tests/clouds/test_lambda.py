@@ -1,6 +1,6 @@
-"""@lmbda above a function that stands in Lambda: events, values and errors."""
+"""@lmbda above a function that exists in Lambda: events, values and errors."""
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ..services.emulators import CREDENTIALS, REGION, Emulator, new_name
 from ..services.lambda_functions import LambdaFunctions
 
 KEYS = list(CREDENTIALS.values())
-#: What the functions of these tests do, as their event says.
+#: The code of these tests' functions. The event says what to do.
 CODE = """
 import os, sys, time
 
@@ -74,7 +74,7 @@ def proxy() -> Any:
 
 @pytest.fixture
 def function(lambda_functions: LambdaFunctions) -> Callable[..., Any]:
-    """Makes a function in Lambda, and gives the task that asks it."""
+    """Creates a function in Lambda, and returns the task that calls it."""
 
     def made(name: str = "f", code: str = CODE, **options: Any) -> Any:
         lambda_functions.add(name, code, **options)
@@ -138,7 +138,7 @@ def test_the_environment_says_whose_account(lambda_functions: LambdaFunctions, a
     monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", lambda_functions.endpoint)
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     monkeypatch.delenv("AWS_PROFILE")
-    region = "eu-west-3"  # clients are kept for an account: this one has none yet
+    region = "eu-west-3"  # clients are cached for an account: there is none for this region yet
     assert lmbda(function="f")(aws(keys=[], region=region)(proxy))(1)() == {"event": {"args": [1]}}
 
 
@@ -328,7 +328,7 @@ def zipped(code: str) -> bytes:
 
 @pytest.fixture
 def deployed(moto: Emulator, aws: Callable[[str], Any]) -> Iterator[tuple[str, str]]:
-    """A function of two versions in moto, and an alias "live" of the first: its name and ARN."""
+    """A function with two versions in moto, and an alias "live" for the first: its name and ARN."""
     role = aws("iam").create_role(RoleName=new_name("role"), AssumeRolePolicyDocument="{}")["Role"]["Arn"]
     name, client = new_name("function"), aws("lambda")
     made = client.create_function(
@@ -370,7 +370,7 @@ def test_whoever_may_not_is_told_what(moto: Emulator, aws: Callable[[str], Any],
     iam.put_user_policy(UserName=user, PolicyName="invoke", PolicyDocument=json.dumps(policy))
     wrong = lmbda(function=name)(_account(moto, [keys[0], "another"])(proxy))
     with moto.permissions():
-        assert task(1)()["event"] == {"args": [1]}  # so the signature is right, too
+        assert task(1)()["event"] == {"args": [1]}  # so the signature is right
         with pytest.raises(UnreachableError, match=r"AWS does not know these credentials"):
             wrong(1)()
 

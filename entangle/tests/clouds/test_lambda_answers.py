@@ -1,9 +1,9 @@
-"""@lmbda while Lambda is busy, far away, or gone: no thread waits, and nothing is asked twice.
+"""@lmbda while Lambda is busy, slow, or gone: no thread waits, and no request is sent twice.
 
 The server answers as Lambda does; it has no functions.
 """
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from ..ways import installed
 installed("httpx")
 installed("boto3")
 
-#: What the server does for each request of a function, in turn; at the end, the value.
+#: How the server answers a function's successive requests. After the last step, it returns the
+#: value.
 Steps = list[Any]
 
 
 class Lambda(ScriptedServer):
-    """Each function has a list of steps: a status with an error and its body, or what else
-    happens."""
+    """Each function has a list of steps: a status with an error and its body, or another fault."""
 
     def __init__(self) -> None:
         self.steps: dict[str, Steps] = {}
@@ -91,7 +91,7 @@ def server() -> Iterator[Lambda]:
 
 @pytest.fixture
 def ask(server: Lambda) -> Callable[..., Any]:
-    """Gives the task that asks a function with these steps."""
+    """Returns the task of a function that answers with these steps."""
 
     def asks(*steps: Any) -> Any:
         server.steps["f"] = list(steps)
@@ -110,7 +110,7 @@ def ours() -> list[str]:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """As many descriptors as may be had."""
+    """Raises the limit on descriptors as far as possible, up to 8192."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], min(before[1], 8192)), before[1]))
     yield
@@ -136,7 +136,7 @@ def test_connections_stay_between_runs_and_their_thread_does_not(server: Lambda,
     assert server.opened == 1
     with pytest.raises(LinkLostError):
         task({"n": 2})()
-    if (pid := os.fork()) == 0:  # a child has connections of its own
+    if (pid := os.fork()) == 0:  # a forked child opens connections of its own
         with contextlib.suppress(BaseException):
             os._exit(task({"n": 3})()["n"])
         os._exit(99)

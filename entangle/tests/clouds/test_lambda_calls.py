@@ -41,13 +41,13 @@ ROLE = "arn:aws:iam::123456789012:role/of-the-body"
 
 
 class There:
-    """Tasks in Lambda."""
+    """Tasks that run in Lambda."""
 
     def __init__(self, moto: Emulator, functions: LambdaFunctions, bucket: str) -> None:
         self.moto, self.functions, self.bucket = moto, functions, bucket
 
     def __call__(self, function: Callable[..., Any], **options: Any) -> Any:
-        # Functions are known for an account, and each test has an emulator of its own.
+        # Functions are cached for an account, and each test has an emulator of its own.
         return process(in_account(bucket=self.bucket, region=REGION)(lmbda(role=ROLE, **options)(function)))
 
     def sandboxes(self) -> list[int]:
@@ -77,7 +77,7 @@ def _make_role(aws: Client) -> None:
 
 
 def _forget() -> None:
-    """Each test has its own address of Lambda, and clients are kept."""
+    """Clients are cached, and each test has its own endpoint for Lambda."""
     from entangle._aws import account
 
     account._known_client.cache_clear()
@@ -216,7 +216,7 @@ def test_its_process_dies(there: There) -> None:
         there(die)()()
     assert any("request" in one and "/aws/lambda/entangle-" in one for one in vars(caught.value)["__notes__"])
     assert there(bodies.add)(1, 2)() == 3
-    assert len(there.sandboxes()) == 1  # it has outlived that
+    assert len(there.sandboxes()) == 1  # it has survived that
 
 
 def die_first(path: str) -> int:
@@ -252,7 +252,7 @@ def test_it_takes_longer_than_it_may(there: There) -> None:
     with pytest.raises(ProcessTimeoutException, match=r"its time was over; timeout= of @lmbda"):
         there(bodies.sleep, timeout=3)(600)()
     wait_until(lambda: not _bodies(there), 30, "its end")
-    assert len(there.sandboxes()) == 1  # Lambda did not have to end that
+    assert len(there.sandboxes()) == 1  # Lambda did not have to end the sandbox
 
 
 def test_a_sandbox_that_is_gone(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def test_a_sandbox_that_is_gone(there: There, monkeypatch: pytest.MonkeyPatch) -
     (sandbox,) = there.sandboxes()
     all_of_it = [psutil.Process(sandbox), *psutil.Process(sandbox).children(recursive=True)]
     for one in all_of_it:
-        one.suspend()  # Lambda says nothing of it, either
+        one.suspend()  # nor does Lambda say anything
     try:
         with pytest.raises(ProcessTerminatedException, match=r"its sandbox has said nothing for 3 s"):
             future.result(60)
@@ -279,7 +279,7 @@ def test_a_cancelled_call_ends_there(there: There, tmp_path: Path) -> None:
 
 
 def _bodies(there: There) -> list[int]:
-    """The processes of calls."""
+    """The pids of the calls' processes."""
     return [child.pid for pid in there.sandboxes() for child in psutil.Process(pid).children(recursive=True)]
 
 
@@ -351,7 +351,7 @@ def test_whoever_may_not_make_a_function_is_told(there: There, aws: Client, monk
     task = lmbda(role=ROLE)(in_account(bucket=there.bucket, region=REGION, keys=keys)(bodies.add))
     client = task.layers[0].account.client("lambda")  # type: ignore[attr-defined]
 
-    def unknown(**_: Any) -> None:  # moto takes no signature of a request without a body
+    def unknown(**_: Any) -> None:  # moto does not accept the signature of a request without a body
         raise client.exceptions.ResourceNotFoundException({"Error": {}}, "GetFunction")
 
     monkeypatch.setattr(client, "get_function", unknown)
@@ -377,7 +377,8 @@ def test_in_a_container_with_another_python(aws_environment: Emulator, bucket: s
         _forget()
 
 
-#: What a sandbox of Lambda has, and has not: no shared memory, one folder to write to, no root.
+#: The options of a container like Lambda's sandbox: no shared memory, one writable directory, no
+#: root.
 SANDBOX = ["--rm", "-i", "--ipc=none", "--read-only", "--tmpfs=/tmp", "--user=993:990", "--network=host"]
 SANDBOX += ["--env=HOME=/home/sbx", "--env=PYTHONPATH=/var/task"]
 CALL = """
@@ -417,4 +418,5 @@ def test_without_shared_memory_and_in_a_temporary_directory_alone(
 
     value = there(outer, python="3.11")(5)()
     assert value == (30, 1 << 20), said
-    assert re.search(r"\{'ended': 'well'\} \[\['[0-9a-f]{32}'(, '[0-9a-f]{32}')*\]\]\n$", said[0]), said  # the code alone is kept
+    # Only the code is kept.
+    assert re.search(r"\{'ended': 'well'\} \[\['[0-9a-f]{32}'(, '[0-9a-f]{32}')*\]\]\n$", said[0]), said

@@ -1,6 +1,6 @@
-"""@lmbda(image=…): an image of `entangle image build`, from a registry, in a sandbox like Lambda's,
-by AWS's own runtime client. The package in it is a wheel made here; that client comes from the
-index."""
+"""@lmbda(image=…): an image of `entangle image build` from a registry, run in a sandbox like
+Lambda's by AWS's own runtime client. The package in the image is a wheel built here; that client
+comes from the index."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from .test_images import wheel
 
 @pytest.fixture(scope="module")
 def image(test_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of an image for Lambda with a package of its own, in a registry. It is not here:
-    whoever runs it pulls it."""
+    """The address of an image for Lambda, with a package of its own, in a registry. It is not in
+    the local docker daemon, so it must be pulled."""
     given.packages()
     folder = tmp_path_factory.mktemp("image")
     package = wheel(folder / "wheels", "colours", "1.0", {"colours.py": "RED = 'red'\n"})
@@ -50,7 +50,7 @@ def image(test_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def there(
     aws_environment: Emulator, lambda_functions: LambdaFunctions, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Any]]:
-    """Makes a function's task in an image there."""
+    """Makes a task of a function in an image on Lambda."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", lambda_functions.endpoint)
     iam = aws_environment.client("iam")
     role = iam.create_role(RoleName=new_name("role"), AssumeRolePolicyDocument="{}")["Role"]["Arn"]
@@ -62,7 +62,7 @@ def there(
 
 
 def _forget() -> None:
-    """Each test has its own address of Lambda, and clients are kept."""
+    """Clients are cached, and each test has its own endpoint for Lambda."""
     account._known_client.cache_clear()
     lambda_calls._functions.clear()
     lambda_calls._known.clear()
@@ -92,7 +92,8 @@ def test_a_body_runs_in_an_image_from_a_registry(
 
 def test_an_image_that_is_not_ours_is_told(there: Callable[..., Any], image: str) -> None:
     foreign = image.replace("paint", "foreign")
-    recipe = f'FROM {image}\nCMD ["operator.contains"]\n'  # a handler of somebody else: it answers false
+    # A handler that is not ours: it returns false.
+    recipe = f'FROM {image}\nCMD ["operator.contains"]\n'
     for command in (["build", "--quiet", "--tag", foreign, "-"], ["push", "--quiet", foreign], ["image", "rm", foreign, image]):
         subprocess.run(["docker", *command], input=recipe, text=True, capture_output=True, check=True, timeout=60)
     with pytest.raises(UnfitPythonError, match=r"does not answer as entangle's handler does: false; .*--for lambda"):

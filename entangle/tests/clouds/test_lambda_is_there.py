@@ -34,7 +34,7 @@ def handle(event, context):
 
 @pytest.fixture
 def function(aws: _Clients) -> Iterator[str]:
-    """The name of a function of Lambda."""
+    """The name of a Lambda function."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as file:
         file.writestr("app.py", _HANDLER)
@@ -99,7 +99,7 @@ def handle(event, context):
 
 @pytest.fixture
 def calls(lambda_functions: LambdaFunctions, moto: Emulator) -> Iterator[_Call]:
-    """How to call the function "f" by boto3."""
+    """Returns a function that calls the Lambda function "f" with boto3."""
     client = moto.client("lambda", endpoint_url=lambda_functions.endpoint, config=_once())
 
     def call(event: Any, **options: Any) -> Any:
@@ -165,7 +165,8 @@ def test_lambda_refuses_what_it_cannot_take(lambda_functions: LambdaFunctions, c
     def refused(**options: Any) -> tuple[int, str]:
         try:
             calls({}, **options)
-        except botocore.exceptions.ClientError as error:  # whoever keeps it keeps a socket open
+        # Keeping the error would keep a socket open.
+        except botocore.exceptions.ClientError as error:
             return error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
         raise AssertionError("it was not refused")
 

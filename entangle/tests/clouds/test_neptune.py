@@ -1,5 +1,5 @@
-"""Records in a server that wants signed handshakes, as Amazon Neptune does: a real Gremlin server
-behind a relay that looks at each signature."""
+"""Records in a graph server that requires signed handshakes, as Amazon Neptune does: a real Gremlin
+server behind a relay that checks each signature."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..ways import installed, missing
 
 @pytest.fixture(scope="module")
 def gremlin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gremlin]:
-    """A Gremlin server, which knows nothing of signatures."""
+    """A Gremlin server, which does not check signatures."""
     installed("gremlin_python")
     installed("botocore")
     server = Gremlin(tmp_path_factory.mktemp("gremlin"))
@@ -34,7 +34,7 @@ def gremlin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gremlin]:
 
 @pytest.fixture
 def relay(gremlin: Gremlin) -> Iterator[SignedRelay]:
-    """What looks at the signatures."""
+    """The relay that checks the signatures."""
     relay = SignedRelay(gremlin.port)
     yield relay
     relay.close()
@@ -42,7 +42,7 @@ def relay(gremlin: Gremlin) -> Iterator[SignedRelay]:
 
 @pytest.fixture(autouse=True)
 def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The credentials that the relay knows, and a place of its own for records."""
+    """The credentials that the relay accepts, and a directory of its own for the records."""
     nowhere = str(tmp_path / "none")
     given = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
     given |= {"AWS_CONFIG_FILE": nowhere, "AWS_SHARED_CREDENTIALS_FILE": nowhere, "ENTANGLE_RECORD_DIR": str(tmp_path / "records")}
@@ -109,7 +109,7 @@ PROGRAM = """
 
 
 def test_a_program_sends_its_runs_to_neptune(gremlin: Gremlin, tmp_path: Path) -> None:
-    """With TLS, by the variable alone."""
+    """With TLS, configured by the environment variable alone."""
     certificate = tmp_path / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", "-", "-out", "-"]
@@ -123,7 +123,7 @@ def test_a_program_sends_its_runs_to_neptune(gremlin: Gremlin, tmp_path: Path) -
     relay = SignedRelay(gremlin.port, str(certificate))
     try:
         graph = f"neptune://localhost:{relay.port}?region={REGION}"
-        # The driver closes its event loop before TLS has taken leave; the socket closes later.
+        # The driver closes its event loop before TLS has shut down, so the socket is closed late.
         given = {"ENTANGLE_GRAPH": graph, "SSL_CERT_FILE": str(certificate), "PYTHONWARNINGS": "error,ignore::ResourceWarning"}
         caller = Caller(tmp_path, PROGRAM, **given).start()
         assert caller.started is not None

@@ -1,5 +1,5 @@
-"""How many requests a thousand calls cost. The jobs are played: each puts the outcome of one that
-was real. All else is as ever: the bucket is moto's, and every request to AWS is counted."""
+"""How many requests a thousand calls make. The jobs are simulated: each uploads the outcome of a
+real one. The bucket is moto's, and every request to AWS is counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CALLS = 1000
 
 
 class PlayedBatch:
-    """Batch, of which each job has the same outcome. Its methods are those of a client."""
+    """A simulated Batch client, whose jobs all have the same outcome."""
 
     def __init__(self, real: Any, outcome: bytes) -> None:
         self._real, self._outcome = real, outcome
@@ -82,7 +82,7 @@ class PlayedBatch:
         return {"jobId": job, "status": status, **({"arrayProperties": {"size": size, "statusSummary": counts}} if size > 1 else {})}
 
     def get_paginator(self, name: str) -> Any:
-        """The jobs of an array: none has failed, and who runs is not said."""
+        """The jobs of an array. No job has failed, and running ones are not listed."""
         self.called.append((name, time.monotonic()))
 
         class Pages:
@@ -98,7 +98,7 @@ class PlayedBatch:
 
 
 def busiest(moments: list[float]) -> int:
-    """The most requests within any second."""
+    """The most requests within any one second."""
     return max(sum(begin <= moment < begin + 1 for moment in moments) for begin in moments)
 
 

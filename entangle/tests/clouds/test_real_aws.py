@@ -1,19 +1,20 @@
-"""Each decorator once in a real account of AWS, as little as shows that it works there.
+"""Each decorator once in a real AWS account, with the least work that shows that it works there.
 
-They run where ENTANGLE_TEST_AWS=1, in the account and region that boto3 finds, and cost some cents:
-before the first request the most that they can cost is summed, and beyond ENTANGLE_TEST_AWS_BUDGET
-(USD; 1.00 by default) nothing is begun. `deploy/aws/make.py` makes what they need, once:
+These tests run if ENTANGLE_TEST_AWS=1, in the account and region that boto3 finds, and cost some
+cents. Before the first request, the most that they can cost is added up. If that exceeds
+ENTANGLE_TEST_AWS_BUDGET (USD; 1.00 by default), no test starts. `deploy/aws/make.py` creates what
+they need, once:
 
 - ENTANGLE_TEST_AWS_BUCKET: a bucket
 - ENTANGLE_TEST_AWS_QUEUE: a job queue of Batch
 - ENTANGLE_TEST_AWS_ROLE: the ARN of the role that starts containers
 - ENTANGLE_TEST_AWS_LAMBDA_ROLE: the ARN of the role of functions
 - ENTANGLE_TEST_AWS_GROUP: a security group that lets this machine in at port 22
-- ENTANGLE_TEST_AWS_CLUSTER, _SUBNETS, _IMAGE: a cluster of ECS, subnets with commas between, and an
-  image; where they are not named, "default", those of the default network, and Python's own image
+- ENTANGLE_TEST_AWS_CLUSTER, _SUBNETS, _IMAGE: a cluster of ECS, subnets separated by commas, and an
+  image. Defaults: "default", the subnets of the default network, and Python's official image
 
-What they make is removed at the end, also after a failure, and what is left is said. Without an
-account, test_real_aws_in_emulators.py runs this file.
+What they create is removed at the end, also after a failure, and anything left is reported. Without
+an account, test_real_aws_in_emulators.py runs this file.
 """
 
 # Decorators are passed around as values here, and have no types then.
@@ -53,12 +54,12 @@ pytestmark = pytest.mark.skipif(
     reason="ENTANGLE_TEST_AWS=1 runs it in your account of AWS, for some cents; what it needs there: docs/architecture/clouds_in_tests.md",
 )
 
-#: Larger than what goes in one part (bytes).
+#: More than fits into one part of an upload (bytes).
 LARGE = 101 << 20
 
 
 def named(what: str) -> str:
-    """What a variable names. Without it, the test fails."""
+    """The value of a variable. If it is not set, the test fails."""
     variable = f"ENTANGLE_TEST_AWS_{what}"
     value = os.environ.get(variable)
     if not value:
@@ -81,7 +82,7 @@ def image() -> str | None:
 
 @pytest.fixture(scope="module")
 def left_out(request: pytest.FixtureRequest) -> list[Any]:
-    """The tests for which the budget is too small. Fails where it is so for those that must be."""
+    """The optional tests that the budget leaves out. Fails if it is too small for the others."""
     tests = {item.function for item in request.session.items if isinstance(item, pytest.Function) and item.path == request.path}
     most, left = within_budget(tests)
     print(f"\nthese tests cost {most:.2f} USD at most")
@@ -90,21 +91,22 @@ def left_out(request: pytest.FixtureRequest) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[list[Any]]:
-    """Those of boto3 that these tests use."""
+    """The boto3 clients that these tests use."""
     with pytest.MonkeyPatch.context() as patched:
         yield listed_clients(patched)
 
 
 @pytest.fixture(scope="module")
 def leftovers(left_out: list[Any], clients: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Leftovers]:
-    """Whose account it is, and what the tests leave there, which goes at the end."""
+    """The account, and what the tests leave in it, which is removed at the end."""
     import boto3
 
     if boto3.Session().get_credentials() is None:
         pytest.fail("ENTANGLE_TEST_AWS=1, and there are no credentials: set AWS_PROFILE, or log in (aws sso login)", pytrace=False)
     found = Leftovers(Account(bucket=named("BUCKET")), cluster(), named("QUEUE"))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))  # @ec2 makes a key there
+        # @ec2 creates a key there.
+        patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield found
         close_all()
         open_watchers.close_all()
@@ -115,7 +117,7 @@ def leftovers(left_out: list[Any], clients: list[Any], tmp_path_factory: pytest.
 
 @pytest.fixture(autouse=True)
 def account(leftovers: Leftovers, clients: list[Any], left_out: list[Any], request: pytest.FixtureRequest) -> Iterator[Account]:
-    """The account, if the budget lets this test run. Its connections end with the test."""
+    """The account, if the budget lets this test run. Its connections are closed after the test."""
     if request.function in left_out:
         pytest.skip(f"ENTANGLE_TEST_AWS_BUDGET is too small for it: it may cost {request.function.bound.usd:.2f} USD")
     yield leftovers.account
@@ -124,7 +126,7 @@ def account(leftovers: Leftovers, clients: list[Any], left_out: list[Any], reque
 
 
 def entangle(*words: str) -> Any:
-    """What the command line prints, as JSON."""
+    """The output of the command line, parsed as JSON."""
     command = [sys.executable, "-m", "entangle", *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.stdout.strip(), done.stderr

@@ -1,5 +1,5 @@
 """The tests of test_real_aws.py, run against emulators, so that each of their lines has run; and
-what keeps them from beginning, or from costing more than they may."""
+the checks that keep them from starting, or from costing more than allowed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILE = str(Path(__file__).with_name("test_real_aws.py"))
 
 
 def begin(*words: str, **variables: str) -> subprocess.Popen[str]:
-    """Begin them, with these variables."""
+    """Start those tests with these environment variables."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ENTANGLE_TEST_AWS")}
     command = [sys.executable, "-m", "pytest", "-v", "-s", "-p", "no:cacheprovider", FILE, *words]
     return subprocess.Popen(
@@ -121,13 +121,13 @@ def test_what_they_have_made_is_removed_or_said(
     ] == [kept]
 
 
-# --- what keeps them from beginning ---------------------------------------------------------------
+# --- checks before they start ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def counting() -> Iterator[tuple[str, list[str]]]:
-    """What refuses all that is asked in the place of AWS, and remembers it: its address, and what
-    was asked."""
+    """A server in place of AWS that refuses and notes every request: its address, and the
+    requests."""
     asked: list[str] = []
 
     class Refusing(BaseHTTPRequestHandler):
@@ -167,7 +167,7 @@ def test_nothing_is_asked_of_aws_before_it_is_sure_that_they_may_begin(
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     names = {f"ENTANGLE_TEST_AWS_{name}": "arn:aws:of-nobody" for name in ("BUCKET", "QUEUE", "ROLE", "LAMBDA_ROLE", "GROUP")}
     on = {"ENTANGLE_TEST_AWS": "1", **names}
-    # Side by side, as each starts a Python.
+    # In parallel, because each starts a Python.
     off = begin()
     dear = begin(**on, ENTANGLE_TEST_AWS_BUDGET="0.01")
     unnamed = begin(ENTANGLE_TEST_AWS="1")
@@ -197,7 +197,8 @@ def test_the_sum_is_kept_to_and_what_is_optional_is_left_out(monkeypatch: pytest
 
     bounded_ones = [aws_budget.bounded(60, 0.2)(cheap), aws_budget.bounded(60, 0.4, optional=True)(large)]
     total, left_out = aws_budget.within_budget(bounded_ones)
-    assert (round(total, 9), left_out) == (0.4, [large])  # twice as dear where it is dearest
+    # Twice the price in the most expensive region.
+    assert (round(total, 9), left_out) == (0.4, [large])
     monkeypatch.setenv("ENTANGLE_TEST_AWS_BUDGET", "1.21")
     total, left_out = aws_budget.within_budget(bounded_ones)
     assert (round(total, 9), left_out) == (1.2, [])

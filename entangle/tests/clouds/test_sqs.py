@@ -1,4 +1,4 @@
-"""Queues of SQS as sources of streams, over moto."""
+"""SQS queues as sources of streams, with moto."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Client = Callable[[str], Any]
 
 
 class Queue:
-    """A queue of moto, as a test looks at it."""
+    """A queue of moto, and a test's view of it."""
 
     def __init__(self, client: Any, visibility: int, **attributes: str) -> None:
         self.client = client
@@ -42,13 +42,13 @@ class Queue:
             self.client.send_message(QueueUrl=self.url, MessageBody=json.dumps(body), **more)
 
     def counts(self) -> tuple[int, int]:
-        """How many are visible, and how many are with somebody."""
+        """How many messages are visible, and how many are received and not deleted."""
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
         found = self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=names)["Attributes"]
         return int(found[names[0]]), int(found[names[1]])
 
     def bodies(self) -> list[Any]:
-        """What is visible, which is then taken."""
+        """Receive all visible messages. Return their bodies."""
         found = []
         while some := self.client.receive_message(QueueUrl=self.url, MaxNumberOfMessages=10, WaitTimeSeconds=0).get("Messages"):
             found += [json.loads(one["Body"]) for one in some]
@@ -57,7 +57,7 @@ class Queue:
 
 @pytest.fixture
 def new_queue(aws: Client, aws_environment: Emulator) -> Callable[..., Queue]:
-    """Makes queues, whose messages are hidden for so many seconds from others."""
+    """Makes queues whose received messages stay hidden for this many seconds."""
     return lambda visibility=30, **attributes: Queue(aws("sqs"), visibility, **attributes)
 
 
@@ -117,7 +117,7 @@ def test_a_message_is_there_until_its_item_has_ended(new_queue: Callable[..., Qu
         assert sum(queue.counts()) == 4
         next(values)
         wait_until(lambda: sum(queue.counts()) == 3)
-    assert queue.counts() == (3, 0)  # visible at once
+    assert queue.counts() == (3, 0)  # unhandled messages become visible at once
 
 
 def test_a_failing_item_stays(new_queue: Callable[..., Queue], caplog: pytest.LogCaptureFixture) -> None:
@@ -130,7 +130,7 @@ def test_a_failing_item_stays(new_queue: Callable[..., Queue], caplog: pytest.Lo
     wait_until(lambda: queue.counts() == (1, 0))
     with pytest.raises(ValueError, match="it is bad"):
         list(double().stream(sqs(queue.name)))
-    assert queue.counts() == (0, 1)  # not at once: after its timeout
+    assert queue.counts() == (0, 1)  # not at once, but after its visibility timeout
     wait_until(lambda: queue.counts() == (1, 0))
 
 
@@ -142,7 +142,7 @@ def test_an_endless_stream_is_stopped_at_once(new_queue: Callable[..., Queue]) -
     assert next(values) == (1,)
     began = time.monotonic()
     values.close()
-    assert time.monotonic() - began < 10  # a request waits for 20 seconds
+    assert time.monotonic() - began < 10  # a request may wait for 20 seconds
     assert not [one for one in threading.enumerate() if one.name in ("entangle-source", "entangle-sqs")]
     assert queue.counts() == (1, 0)
 
@@ -160,7 +160,7 @@ def test_a_source_is_stopped_from_outside(new_queue: Callable[..., Queue]) -> No
     reader = threading.Thread(target=read)
     reader.start()
     assert waits.wait(20)
-    wait_until(lambda: queue.counts() == (0, 0))  # it has asked for the next one
+    wait_until(lambda: queue.counts() == (0, 0))  # it has requested the next message
     source.stop()
     reader.join(10)
     assert not reader.is_alive()
@@ -174,7 +174,7 @@ def test_visibility_is_extended(new_queue: Callable[..., Queue]) -> None:
     @thread
     def slow(x: int) -> int:
         begun.set()
-        until = time.monotonic() + 4  # four times what the queue has
+        until = time.monotonic() + 4  # four times the queue's visibility timeout
         while time.monotonic() < until:
             seen.append(queue.bodies())
             time.sleep(0.1)
@@ -198,7 +198,7 @@ def test_two_programs_share_a_queue(new_queue: Callable[..., Queue]) -> None:
         reader.join(60)
     assert got[0]
     assert got[1]
-    # moto, as SQS, may give one message to both who ask at one moment.
+    # moto, like SQS, may deliver a message to both if they ask at the same moment.
     assert {value for (value,) in got[0] + got[1]} == {2 * x for x in range(60)}
     assert len(got[0] + got[1]) < 70
     assert queue.counts() == (0, 0)
@@ -236,7 +236,7 @@ def test_a_killed_program_loses_no_message(new_queue: Callable[..., Queue], tmp_
     again = [value for (value,) in double().stream(sqs(queue.name, idle=4))]
     assert len(again) == left
     assert {*printed, *again} == {2 * x for x in range(100)}
-    assert len(printed) + len(again) < 130  # of those that had ended, almost none came twice
+    assert len(printed) + len(again) < 130  # few messages that had been handled came twice
     assert queue.counts() == (0, 0)
 
 
@@ -259,7 +259,7 @@ def test_groups_of_a_fifo_queue_stay_in_order(new_queue: Callable[..., Queue]) -
         busy.discard(group)
         return x
 
-    # A request that waits in moto does not see that a group has become free.
+    # A waiting request in moto does not notice that a group has become free.
     assert len(list(note().stream(sqs(queue.name, wait=1, idle=4)))) == 12
     assert order == {"a": [*range(6)], "b": [*range(6)]}
     assert queue.counts() == (0, 0)
@@ -267,7 +267,7 @@ def test_groups_of_a_fifo_queue_stay_in_order(new_queue: Callable[..., Queue]) -
 
 def test_other_groups_go_on_while_one_is_in_hand(new_queue: Callable[..., Queue]) -> None:
     queue = new_queue(FifoQueue="true", ContentBasedDeduplication="true")
-    for number in range(12):  # more than one request takes
+    for number in range(12):  # more than one request returns
         queue.send(["slow", number], MessageGroupId="slow")
     others = [[group, number] for group in "ab" for number in range(3)]
     for one in others:
@@ -340,7 +340,7 @@ def test_a_stream_that_waits_for_other_groups_is_stopped_at_once(new_queue: Call
     began = time.monotonic()
     go.set()
     values.close()
-    assert time.monotonic() - began < 10  # a request waits for 20 seconds
+    assert time.monotonic() - began < 10  # a request may wait for 20 seconds
     assert not [one for one in threading.enumerate() if one.name.startswith("entangle-sqs")]
     assert queue.counts()[1] == 0
 
@@ -380,7 +380,7 @@ def test_nobody_listens_there(free_address: str) -> None:
 
 @pytest.fixture
 def free_address() -> Iterator[str]:
-    """An address where nobody listens."""
+    """An address on which no process listens."""
     import socket
 
     with socket.socket() as taken:
@@ -397,7 +397,7 @@ def test_no_permission(new_queue: Callable[..., Queue], moto: Emulator, aws: Cli
     keys = [made["AccessKeyId"], made["SecretAccessKey"]]
     with moto.permissions(), pytest.raises(UnreachableError, match="you may not sqs:GetQueueUrl"):
         list(same().stream(sqs(queue.name, keys=keys)))
-    # A user who may receive, and not delete, hears of it and does not go on for ever.
+    # A user who may receive but not delete gets an error, and does not go on for ever.
     allowed = ["sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:ReceiveMessage"]
     policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]}
     iam.put_user_policy(UserName=name, PolicyName="some", PolicyDocument=json.dumps(policy))
@@ -405,7 +405,7 @@ def test_no_permission(new_queue: Callable[..., Queue], moto: Emulator, aws: Cli
         list(same().stream(sqs(queue.name, keys=keys)))
 
 
-#: What actions the methods for several messages need.
+#: The permissions that batch actions need.
 SINGLE = {"DeleteMessageBatch": "DeleteMessage", "ChangeMessageVisibilityBatch": "ChangeMessageVisibility"}
 
 
