@@ -136,7 +136,7 @@ def test_what_bodies_print_is_seen(tmp_path: Path, start: str) -> None:
 
 
 def test_output_of_the_caller_is_not_printed_twice(tmp_path: Path, start: str) -> None:
-    """What is in the caller's buffer at a fork, only the caller prints."""
+    """Only the caller prints what its buffer holds at a fork."""
     source = """
     import sys
     from entangle.process import process

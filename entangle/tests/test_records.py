@@ -506,7 +506,7 @@ def test_a_sheet_that_was_cut_off_anywhere_spoils_nothing(directory: Path, lengt
     assert records.run().state == "done"
 
 
-# --- where and whether ----------------------------------------------------------------------------
+# --- the directory of the records -----------------------------------------------------------------
 
 
 def test_nothing_is_written_where_recording_is_off(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -653,7 +653,7 @@ def test_describing_a_value_runs_none_of_its_code(directory: Path) -> None:
     assert value.text == "[<Loud>, {'a': <Loud>}]"
 
 
-# --- many at once, and for ever -------------------------------------------------------------------
+# --- many processes and many runs -----------------------------------------------------------------
 
 _MANY = """
     import sys, time
@@ -1161,7 +1161,7 @@ def test_runs_of_another_machine_come_home(directory: Path, tmp_path: Path, monk
         records.absorb([b"nonsense\n"])
 
 
-# --- looking --------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def test_ancestors_descendants_and_the_critical_path(directory: Path) -> None:

@@ -154,7 +154,7 @@ def test_bodies_that_run_together_are_on_different_cpus(log: str) -> None:
     assert first != second
 
 
-# --- never more than that -------------------------------------------------------------------------
+# --- never more than configured -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cpus", [1, 2])

@@ -1,5 +1,4 @@
-"""What the caller changes between two runs of a session, the next run sees: that and nothing
-else."""
+"""The next run of a session sees what the caller has changed, and nothing else."""
 
 from __future__ import annotations
 

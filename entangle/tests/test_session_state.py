@@ -1,4 +1,4 @@
-"""What a body changes in a warm worker, the next run does not see."""
+"""The next run does not see what a body has changed in a warm worker."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_a_server_that_ends_takes_no_call_along(fragile: Hosts, carrier: str, tm
     wait_until(lambda: not [pid for pid in carriers if alive(pid)], 10, "the logins of the old server")
 
 
-# --- processes there ------------------------------------------------------------------------------
+# --- processes on the other host ------------------------------------------------------------------
 
 
 def test_a_far_worker_that_is_killed(hosts: Hosts, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_caller_that_is_killed_leaves_nothing_there(hosts: Hosts, carrier: str
     wait_until(lambda: not alive(pid), 10, "the body of a caller that is gone")
 
 
-# --- room -----------------------------------------------------------------------------------------
+# --- full disks -----------------------------------------------------------------------------------
 
 
 def full_disk(hosts: Hosts, folder: Path) -> dict[str, Any]:
@@ -236,7 +236,7 @@ def test_a_far_disk_that_is_full(hosts: Hosts, tmp_path: Path) -> None:
         large()()
 
 
-# --- many, and much -------------------------------------------------------------------------------
+# --- many calls, large values ---------------------------------------------------------------------
 
 
 def test_a_hundred_calls_at_once_to_one_host(hosts: Hosts, carrier: str) -> None:

@@ -38,7 +38,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
         yield found
 
 
-# --- who may ask ----------------------------------------------------------------------------------
+# --- authentication -------------------------------------------------------------------------------
 
 
 def test_nobody_sees_anything_without_the_token(page: Page) -> None:
@@ -271,7 +271,7 @@ def test_the_page_asks_nobody_else() -> None:
         assert "://" not in text.replace("http://www.w3.org/2000/svg", ""), path.name
 
 
-# --- what is answered -----------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 
 def test_runs_are_found_by_words(page: Page) -> None:

@@ -188,7 +188,7 @@ def test_messages_under_way_have_room_together_up_to_the_limit() -> None:
         list(decoder.feed(announced(4, 1)))
 
 
-# --- what is no frame -----------------------------------------------------------------------------
+# --- invalid bytes --------------------------------------------------------------------------------
 
 #: Bytes that often look like frames.
 heads = st.builds(

@@ -293,7 +293,7 @@ def _stopped(cloud: Cloud, instance: str) -> None:
     wait_until(lambda: cloud.state(instance) == "stopped", 20, "its end")
 
 
-# --- What is wrong with it ------------------------------------------------------------------------
+# --- Instances that cannot be used ----------------------------------------------------------------
 
 
 def test_another_machine_that_poses_as_the_instance_is_refused(cloud: Cloud) -> None:
@@ -345,7 +345,7 @@ def test_a_python_that_is_not_there_is_told(cloud: Cloud) -> None:
         on_ec2(_add, python="/nowhere/python3")(1, 2)()
 
 
-# --- What watches over it -------------------------------------------------------------------------
+# --- The watch ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -390,7 +390,7 @@ def test_a_second_watch_leaves_it_to_the_first(watched: Callable[..., subprocess
     assert not (tmp_path / "down").exists()
 
 
-# --- What there is --------------------------------------------------------------------------------
+# --- Listing --------------------------------------------------------------------------------------
 
 
 def test_the_command_line_lists_instances(cloud: Cloud) -> None:

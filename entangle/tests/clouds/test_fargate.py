@@ -289,7 +289,7 @@ def test_no_cluster(there: Callable[..., Any], fargate: FargateCluster) -> None:
         there(bodies.square, cluster="nowhere")(1)()
 
 
-# --- What deploy/aws has --------------------------------------------------------------------------
+# --- The policies and resources of deploy/aws -----------------------------------------------------
 
 
 def test_the_policy_is_enough(there: Callable[..., Any], ministack: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,7 +337,7 @@ def test_what_deploy_makes_is_enough(there: Callable[..., Any], aws: Callable[[s
     assert there(bodies.square, cluster=found[1], execution_role=found[2], spot=True)(3)() == 9
 
 
-# --- What no emulator says ------------------------------------------------------------------------
+# --- Answers that no emulator gives ---------------------------------------------------------------
 
 
 class _Stubs:

@@ -418,7 +418,7 @@ def test_a_name_without_a_registry_is_not_pushed() -> None:
         build_image("work/paint:1", push=True)
 
 
-# --- what is not there ----------------------------------------------------------------------------
+# --- missing parts --------------------------------------------------------------------------------
 
 
 def test_a_base_that_cannot_be_used(base: str, name: str) -> None:
@@ -493,7 +493,7 @@ def test_wrong_usage_is_told_before_anything_is_done(
     assert said in capfd.readouterr().err
 
 
-# --- names and needs ------------------------------------------------------------------------------
+# --- names and requirements -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_records_say_where_and_which_request(function: Any, tmp_path: Path, monk
     assert not secrets
 
 
-# --- what goes wrong there ------------------------------------------------------------------------
+# --- errors in Lambda -----------------------------------------------------------------------------
 
 
 def test_an_error_of_the_function(function: Any) -> None:
@@ -246,7 +246,7 @@ def test_a_deadline_here(function: Any, lambda_functions: LambdaFunctions) -> No
         process(timeout=0.3)(function())({"sleeps": 1})()
 
 
-# --- what does not even begin ---------------------------------------------------------------------
+# --- errors before a call -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_nothing_is_left_in_the_bucket(there: There, aws: Client) -> None:
     assert "Contents" not in aws("s3").list_objects_v2(Bucket=there.bucket)
 
 
-# --- twice, late, dead ----------------------------------------------------------------------------
+# --- calls that run twice, too long, or die -------------------------------------------------------
 
 
 def noted(path: str) -> int:
@@ -305,7 +305,7 @@ def test_the_caller_is_killed(there: There, tmp_path: Path) -> None:
     wait_until(lambda: not _bodies(there), 60, "its end")
 
 
-# --- what cannot be -------------------------------------------------------------------------------
+# --- errors before a call -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

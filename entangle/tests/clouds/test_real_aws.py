@@ -17,7 +17,7 @@ What they create is removed at the end, also after a failure, and anything left 
 an account, test_real_aws_in_emulators.py runs this file.
 """
 
-# Decorators are passed around as values here, and have no types then.
+# Decorators are passed as values here, and are untyped.
 # mypy: disable-error-code="untyped-decorator"
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ class Cloud:
         self._thread.join(20)
         self.ec2.close()
 
-    # What is asked ----------------------------------------------------------------------------
+    # Requests --------------------------------------------------------------------------------
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, bytes, str]:
         """Answer a request: its status, its content and the content type."""
