@@ -470,7 +470,7 @@ def test_no_secret_reaches_the_disk_beside_calls(tmp_path: Path, monkeypatch: py
     directory = tmp_path / "records"
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(directory))
     monkeypatch.setenv("ENTANGLE_RECORD", "values")
-    login: Any = Login("me", HIDDEN)  # a tag should be a string; of this one, the `str` is written
+    login: Any = Login("me", HIDDEN)  # a tag should be a string; this one is recorded as a string
     with entangle.tags(password=HIDDEN, x=f"password={HIDDEN}", project="p", login=login):
         assert process(connect)("me", password=process(supplied)(1))() == "connected me"
     options = {"password": HIDDEN, "nested": {"token": [HIDDEN, process(port)()]}, "port": process(port)()}

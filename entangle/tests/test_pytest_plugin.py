@@ -667,8 +667,8 @@ def test_in_doctests_and_with_a_debugger(suite: pytest.Pytester) -> None:
 
 
 def test_a_suite_without_the_fixtures(suite: pytest.Pytester) -> None:
-    """Without its fixtures, the plugin imports nothing but the package itself, and lists what it
-    has."""
+    """If no test uses the fixtures, the plugin imports nothing but the package itself. They are
+    listed by `pytest --fixtures`."""
     code = """
     import sys
     def test_nothing():

@@ -119,7 +119,7 @@ def test_outside_are_all_cpus_again() -> None:
 
 
 def test_a_process_that_may_use_one_cpu(tmp_path: Path) -> None:
-    """There are as many cookies as CPUs in this process's affinity mask."""
+    """There are no more cookies than CPUs in this process's affinity mask."""
     source = f"""
     import os
     os.sched_setaffinity(0, {{{ALLOWED[-1]}}})

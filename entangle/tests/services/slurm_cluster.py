@@ -310,7 +310,7 @@ def _remove_cgroups(nodes: tuple[str, ...]) -> None:
 @contextlib.contextmanager
 def slurm_cluster(by_kernel: bool | None = None, nodes: tuple[str, ...] = NODES, accounting: bool = False) -> Iterator[SlurmCluster]:
     """A cluster for the time of the block. SLURM_CONF names its configuration meanwhile."""
-    # Not in pytest's directory, whose processes count as leaked: these outlive single tests.
+    # Not in a directory that the leak check searches: these processes outlive single tests.
     folder = Path(tempfile.mkdtemp(prefix="entangle-slurm-"))
     cluster = SlurmCluster(folder, by_kernel, nodes, accounting)
     earlier = os.environ.get("SLURM_CONF")
