@@ -21,11 +21,11 @@ LAMBDA_GB, LAMBDA_CALL = 0.0000166667, 0.0000002  # per second; per call
 # A PUT or LIST, the most expensive requests; a GB to the internet.
 S3_REQUEST, S3_GB_OUT = 0.000005, 0.09
 SQS_REQUEST = 0.0000005  # on a FIFO queue
-T3_MICRO, T3_CREDITS = 0.0104, 0.10  # per hour; per hour of CPU above the instance's baseline
+T3_MICRO, T3_CREDITS = 0.0104, 0.10  # per hour; per hour of both CPUs above their baseline
 EBS_GB, ADDRESS = 0.08 / 720, 0.005  # per hour: a GB of gp3; a public address
 LOGS_GB = 0.50
 
-#: The most expensive region, São Paulo, costs 1.8 times as much.
+#: No region costs twice as much: the most expensive one is São Paulo, with 1.8 times.
 DEAREST = 2.0
 #: How long a container may run after its caller's end (seconds): its lease, and AWS's rounding.
 AFTER = 180.0

@@ -286,7 +286,7 @@ def three_hosts(folder: Path, settings: str = "") -> Iterator[Hosts]:
     lines of sshd_config."""
     folder.chmod(0o700)
     if os.geteuid() == 0:
-        # Sshd chroots there; normally the init system creates it.
+        # The server chroots there; normally the init system creates it.
         os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
     owner = os.getpid()
     with _network() as network:

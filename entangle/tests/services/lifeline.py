@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..evidence import alive, wait_until
 
-#: $1: the file for the pid; the rest: the command. It is killed when stdin is closed.
+#: $1: the file for the pid; the rest: the command. Closing stdin ends it.
 _HOLD = """
 file=$1
 shift
