@@ -443,7 +443,7 @@ def session(workers: int | None = None, idle: float = 60.0, max_memory: int | st
     - `idle`: seconds without work after which a worker ends; agents and containers end ten seconds
       later.
     - `max_memory`: a worker that has more memory of its own than this retires after a run: bytes,
-      or a text such as "2GB".
+      or a string such as "2GB".
 
     Bodies run as they do with `start="forkserver"`; a run whose arguments cannot be pickled is
     forked instead, if that is safe. After each run a worker puts back what bodies have changed:

@@ -9,14 +9,14 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
-from entangle._aws.account_options import account_from, check_texts
+from entangle._aws.account_options import account_from, check_strings
 from entangle._aws.at_instance import EC2, EC2Transport
 from entangle._aws.batch_jobs import BatchJobs
 from entangle._aws.fargate_tasks import FargateTasks
 from entangle._aws.instance_options import InstanceOptions
 from entangle._aws.lambda_door import lmbda
 from entangle._aws.layers import at_aws, decorator_of, with_account
-from entangle._aws.machine_options import container_options, fargate_size, mebibytes, texts
+from entangle._aws.machine_options import container_options, fargate_size, mebibytes, strings
 from entangle._remote.transport.ssh_options import check_word
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
@@ -112,7 +112,7 @@ def batch(
     - `queue`: the job queue; may be left out where there is only one.
     - `image`: a container image with a Python 3.10 or newer at `python`, and nothing else; by
       default `python:3.X-slim`, the caller's version.
-    - `vcpus`, `memory` (MiB, or a text such as "2GB"), `gpus`: what a job has.
+    - `vcpus`, `memory` (MiB, or a string such as "2GB"), `gpus`: what a job has.
     - `job_role`: the ARN of a role for what runs there. Entangle uses the bucket as that role where
       signed addresses would expire before the call ends; deploy/aws has the policy for that.
     - `execution_role`: the ARN of the role that fetches the image and writes the log (Fargate).
@@ -142,7 +142,7 @@ def batch(
     refuse_unknown("batch", _BATCH, unknown)
     if function is not None:
         raise OptionError("@batch needs parentheses: @batch(queue='…')")
-    check_texts("@batch", {"queue": queue})
+    check_strings("@batch", {"queue": queue})
     if not is_number(vcpus) or vcpus <= 0:
         raise OptionError(f"@batch: vcpus={value_in_short(vcpus)}; it must be a number above 0")
     if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
@@ -175,7 +175,7 @@ def fargate(
 ) -> Decorator:
     """Run the function as a task of ECS on Fargate, with the layers below; its value comes back.
 
-    - `ram` (MiB, or a text such as "2GB"), `cpu` (vCPUs): what a task has. The smallest of
+    - `ram` (MiB, or a string such as "2GB"), `cpu` (vCPUs): what a task has. The smallest of
       Fargate's sizes that has both is taken; where it is larger, a message says so once. By default
       1 vCPU, 2 GB.
     - `image`: a container image with a Python 3.10 or newer at `python`, and nothing else; by
@@ -214,7 +214,7 @@ def fargate(
     refuse_unknown("fargate", _FARGATE, unknown)
     if function is not None:
         raise OptionError("@fargate needs parentheses: @fargate(cpu=1, ram='2GB')")
-    check_texts("@fargate", {"cluster": cluster})
+    check_strings("@fargate", {"cluster": cluster})
     check_whether("@fargate", spot=spot, public_ip=public_ip)
     units, memory, note = fargate_size(cpu, ram)
     tasks = functools.partial(
@@ -223,8 +223,8 @@ def fargate(
         memory=memory,
         note=note,
         cluster=cluster,
-        subnets=texts("fargate", "subnets", subnets),
-        security_groups=texts("fargate", "security_groups", security_groups),
+        subnets=strings("fargate", "subnets", subnets),
+        security_groups=strings("fargate", "security_groups", security_groups),
         spot=bool(spot),
         public_ip=bool(public_ip),
         **container_options("fargate", image, python, architecture, job_role, execution_role, env, time),

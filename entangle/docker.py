@@ -74,7 +74,7 @@ def docker(
     - `volumes`: maps paths here, or names of docker volumes, to paths there ("/there:ro" to read
       only).
     - `network`: a docker network, "none" or "host".
-    - `memory`: bytes, or a text such as "2g".
+    - `memory`: bytes, or a string such as "2g".
     - `cpus`: how many it may use at most.
     - `gpus`: a number, "all", or a list of ids; by default all, where docker's runtime has any.
     - `consume_gpu`: False has TensorFlow take GPU memory as it needs it

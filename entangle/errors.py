@@ -65,14 +65,14 @@ class CycleError(EntangleError, ValueError):
 class UnpicklableError(EntangleError, TypeError):
     """A value or an error cannot be sent to another process. The author's fault.
 
-    The text names the task and the part that cannot be pickled.
+    The message names the task and the part that cannot be pickled.
     """
 
 
 class CacheKeyError(EntangleError, TypeError):
     """No cache key can be made of something that a task with `cache=True` uses. The author's fault.
 
-    The text names it.
+    The message names it.
 
     More: docs/caching.md.
     """
@@ -81,7 +81,7 @@ class CacheKeyError(EntangleError, TypeError):
 class DepotError(EntangleError):
     """Kept values cannot be trusted, or settings of the depot cannot be read. The user's fault.
 
-    The text says what to set or to remove.
+    The message says what to set or to remove.
     """
 
 
@@ -89,14 +89,14 @@ class DurableError(EntangleError):
     """A durable run is in use, or its ledger cannot be read or written. The user's or the machine's
     fault.
 
-    The text says what to do.
+    The message says what to do.
     """
 
 
 class MayHaveRunError(DurableError):
     """Bodies of a durable run had begun and not ended when it was killed.
 
-    They may have had effects. The text names the nodes and says how to decide. `nodes` are their
+    They may have had effects. The message names the nodes and says how to decide. `nodes` are their
     names for `entangle resume`, `calls` what they are.
 
     More: docs/durable.md.
@@ -109,7 +109,7 @@ class MayHaveRunError(DurableError):
 class RunAtImportError(EntangleError):
     """A module runs a graph while a worker imports it. The author's fault.
 
-    The text names the module and the line.
+    The message names the module and the line.
     """
 
 
@@ -120,7 +120,7 @@ class SchedulerImportError(EntangleError, ImportError):
 class DeviceError(EntangleError):
     """A task wants a GPU, or several, and there are none or fewer. The machine's fault.
 
-    The text says what was looked for, and how to say which there are.
+    The message says what was looked for, and how to say which there are.
     """
 
 
@@ -134,9 +134,9 @@ class RequestError(EntangleError):
 class LambdaError(EntangleError):
     """A function of AWS Lambda has failed there. The fault of that function.
 
-    The text has its error and the end of its log. `error_type` and `error_message` are what Lambda
-    tells of the error, `stack` its lines there, `log` the end of the log (at most 4 KB), and
-    `request` the id of the request.
+    The message has its error and the end of its log. `error_type` and `error_message` are what
+    Lambda tells of the error, `stack` its lines there, `log` the end of the log (at most 4 KB),
+    and `request` the id of the request.
     """
 
     error_type: str = ""
@@ -181,7 +181,7 @@ class ImageError(FarError):
 class UnfitPythonError(FarError):
     """The Python of another place is missing or too old, or code cannot be sent to its version.
 
-    The text says which version is there.
+    The message says which version is there.
     """
 
 
@@ -224,7 +224,7 @@ class RunCancelledError(EntangleError):
 class RunTimeoutException(EntangleError, TimeoutError):
     """A run took longer than its `timeout`. The fault of what ran.
 
-    The text names what was running then.
+    The message names what was running then.
     """
 
 
@@ -269,7 +269,8 @@ class GraphError(EntangleError):
 
 
 class RemoteTraceback(Exception):
-    """The traceback of an error in the worker, as text: the `__cause__` of the caller's error."""
+    """The traceback of an error in the worker: the `__cause__` of the caller's error. `text` is
+    all of it."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

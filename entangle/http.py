@@ -74,7 +74,7 @@ def request(
     with contextlib.suppress(TypeError, ValueError):
         said = {} if headers is None else dict(headers)
     if not all(isinstance(name, str) and name and isinstance(value, str) for name, value in said.items()):
-        raise OptionError("@request: headers must be a dict of names and values, all of them texts")
+        raise OptionError("@request: headers must be a dict whose keys and values are strings")
     layer = Request(url, chosen, float(timeout), said)
 
     @edge

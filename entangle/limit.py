@@ -76,7 +76,9 @@ def limit(
     if callable(name) and not isinstance(name, str):
         raise OptionError('@limit needs a name and a figure: write @limit("db", at_once=5) above the function')
     if not isinstance(name, str) or not name.strip():
-        raise OptionError(f"@limit: its name is {value_in_short(name)}; it must be a text that is not empty, as in @limit('db', at_once=5)")
+        raise OptionError(
+            f"@limit: its name is {value_in_short(name)}; it must be a string that is not empty, as in @limit('db', at_once=5)"
+        )
     if at_once is None and per_second is None:
         raise OptionError(f"@limit({name!r}) limits nothing; give it at_once=, per_second=, or both")
     whole = {"at_once": at_once, "burst": burst}

@@ -163,7 +163,10 @@ def layer_of(definition: Definition, task: Task[..., Any] | None = None) -> Laye
         hosts: list[Transport] = []
         for (kind, _), layer in zip(definition.hosts, layers, strict=True):
             if not isinstance(layer, Far) or type(layer).send is not Far.send:
-                raise OptionError(f"kind={kind!r} cannot be one of several")
+                raise OptionError(
+                    f"kind={kind!r} cannot be one of several hosts of a place: those are of kind ssh, docker, apptainer, singularity "
+                    "or interpreter. Give this one a name of its own"
+                )
             hosts.append(layer.transport)
         return SeveralHosts(SeveralTransport(definition.name, tuple(hosts)))
     except EntangleError as error:

@@ -192,9 +192,11 @@ def scheduler(
     if gpus is not None:
         _check_gpus(gpus, 1 if share is None else share)
         if impl != _DEFAULT:
-            raise OptionError(f"@scheduler: gpus={gpus} with impl={value_in_short(impl)}; another scheduler hands out no GPUs")
+            raise OptionError(
+                f"@scheduler: gpus={gpus} with impl={value_in_short(impl)}; another scheduler hands out no GPUs: leave one out"
+            )
     elif share is not None:
-        raise OptionError(f"@scheduler: share={value_in_short(share)} says how many functions share a GPU; say gpus=1 with it")
+        raise OptionError(f"@scheduler: share={value_in_short(share)} says how many functions share a GPU; write gpus=1 with it")
     if cpus is None and gpus is None:
         cpus = len(available_cpus())
     if cpus is not None:

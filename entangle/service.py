@@ -38,7 +38,9 @@ def service(through: Service, /, *, mailbox: str | os.PathLike[str] | None = Non
     """
     refuse_unknown("service", ("mailbox",), unknown)
     if not isinstance(through, Service):
-        raise OptionError(f"@service: {value_in_short(through)} is no entangle.service.Service")
+        raise OptionError(
+            f"@service: {value_in_short(through)} is no entangle.service.Service; give an instance of a class that derives from it"
+        )
     if mailbox is not None and (not isinstance(mailbox, (str, os.PathLike)) or not os.fspath(mailbox)):
         raise OptionError(f"@service: mailbox={value_in_short(mailbox)}; it must be the path of a folder that both sides see")
     layer = AtService(through, os.fspath(mailbox) if mailbox is not None else None)

@@ -96,11 +96,11 @@ def slurm(
     An allocation is one job of Slurm's that takes many calls: it holds a Python, which is started
     once and stays for the calls of the run. Nothing needs to be installed there.
 
-    - `time`: the walltime of an allocation: seconds, a timedelta, or a text of Slurm's ("1:00:00",
-      "2-00:00:00"). By default the `timeout` of a layer below, plus a minute. Calls that would not
-      fit into what is left go to the next allocation.
+    - `time`: the walltime of an allocation: seconds, a timedelta, or a string as Slurm takes it
+      ("1:00:00", "2-00:00:00"). By default the `timeout` of a layer below, plus a minute. Calls
+      that would not fit into what is left go to the next allocation.
     - `cpus`: CPUs on each node, and how many calls it takes at once.
-    - `memory`: on each node: bytes, or a text such as "4G".
+    - `memory`: on each node: bytes, or a string such as "4G".
     - `nodes`: nodes of one allocation; each has a Python of its own, and calls go where the fewest
       are.
     - `jobs`: allocations at once, at most. One more is asked for when calls wait; one that has had
@@ -142,15 +142,15 @@ def slurm(
     stated = {"partition": partition, "gres": gres, "account": account, "qos": qos, "constraint": constraint, "python": python}
     for name, value in stated.items():
         if value is not None and (not isinstance(value, str) or not value.strip() or value.startswith("-") or "\n" in value):
-            raise OptionError(f"@slurm: {name}={value_in_short(value)}; it must be a text, without a dash first")
+            raise OptionError(f"@slurm: {name}={value_in_short(value)}; it must be a string that does not begin with a dash")
     for name, number in (("cpus", cpus), ("nodes", nodes), ("jobs", jobs)):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise OptionError(f"@slurm: {name}={value_in_short(number)}; it must be a whole number above 0")
     check_whether("@slurm", detached=detached)
     if not detached and mailbox is not None:
-        raise OptionError("@slurm: mailbox= is for detached=True; calls in allocations need none")
+        raise OptionError("@slurm: mailbox= is for detached=True; leave it out, or write detached=True as well")
     if detached and jobs != 1:
-        raise OptionError(f"@slurm: jobs={jobs} is of allocations; detached=True is a job a call")
+        raise OptionError(f"@slurm: jobs={jobs} counts allocations, and detached=True makes each call a job of its own; leave one out")
     if mailbox is not None and (not isinstance(mailbox, (str, os.PathLike)) or not os.fspath(mailbox)):
         raise OptionError(f"@slurm: mailbox={value_in_short(mailbox)}; it must be the path of a folder that the nodes see as well")
     walltime = _walltime(time)
@@ -179,7 +179,10 @@ def slurm(
                 "@slurm() above @process(timeout=600)"
             )
         if walltime is not None and timeout is not None and timeout > walltime:
-            raise OptionError(f"@slurm: time={value_in_short(time)} is shorter than the timeout of {timeout:g} s; no call would ever fit")
+            raise OptionError(
+                f"@slurm: time={value_in_short(time)} is shorter than the timeout of {timeout:g} s, so no call would fit into it; "
+                "make time= longer, or timeout= shorter"
+            )
         lasts = walltime if walltime is not None else (timeout or 0.0) + _START
         if detached:
             return decorate("slurm", inner, _detached(replace(asked, time=lasts), mailbox))
@@ -213,7 +216,7 @@ def _walltime(given: object) -> float | None:
     if given is None:
         return None
     if not isinstance(seconds, (int, float)) or not is_number(seconds) or seconds <= 0:
-        told = "it must be seconds, a timedelta, or a text such as '1:00:00' or '2-00:00:00'"
+        told = "it must be seconds, a timedelta, or a string such as '1:00:00' or '2-00:00:00'"
         raise OptionError(f"@slurm: time={value_in_short(given)}; {told}")
     return float(seconds)
 
@@ -227,7 +230,7 @@ def _memory(given: object) -> str | None:
     if isinstance(given, str) and (found := re.fullmatch(r"0*([1-9][0-9]*)([bkmgtBKMGT]?)", given)) is not None:
         unit = found[2].upper()
         return f"{found[1]}{unit}" if unit in ("K", "M", "G", "T") else f"{math.ceil(int(found[1]) / 1024)}K"
-    raise OptionError(f"@slurm: memory={value_in_short(given)}; it must be a number of bytes, or a text such as '512M' or '4G'")
+    raise OptionError(f"@slurm: memory={value_in_short(given)}; it must be a number of bytes, or a string such as '512M' or '4G'")
 
 
 def _setup(given: object) -> tuple[str, ...]:
@@ -254,7 +257,7 @@ def _further(given: object) -> tuple[tuple[str, str], ...]:
         if value is False or value is None:
             continue
         if not isinstance(value, (str, int, float)) or "\n" in str(value):
-            raise OptionError(f"@slurm: options: {name}={value_in_short(value)}; it must be a text, a number or True")
+            raise OptionError(f"@slurm: options: {name}={value_in_short(value)}; it must be a string, a number or True")
         found.append((name.replace("_", "-"), "" if value is True else str(value)))
     return tuple(sorted(found))
 

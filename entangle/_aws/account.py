@@ -236,7 +236,7 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
     if isinstance(error, RuntimeError):
         return UnreachableError(f"{account.place}: the credentials have expired, and were not renewed ({text}); log in anew")
     if isinstance(error, exceptions.ProfileNotFound):
-        return OptionError(f"@aws: {text}")
+        return OptionError(f"@aws: {text}; name one that stands in ~/.aws/config, or make it: aws configure --profile NAME")
     if isinstance(error, exceptions.NoRegionError):
         return OptionError("@aws: no region is known; name one, @aws(region='eu-central-1'), or set AWS_DEFAULT_REGION")
     if isinstance(error, exceptions.ClientError):
@@ -244,7 +244,10 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
         said = error.response.get("Error", {}).get("Message", "") or text
         what = f"{doing or 'aws'}:{error.operation_name}"
         if code in _UNKNOWN:
-            return UnreachableError(f"{account.place}: AWS does not know these credentials ({what}: {code}: {said})")
+            return UnreachableError(
+                f"{account.place}: AWS does not know these credentials ({what}: {code}: {said}); name others, @aws(profile='…'), "
+                "or log in anew"
+            )
         if code in _FORBIDDEN:
             return UnreachableError(
                 f"{account.place}: you may not {what}: {said}. The policies that each decorator needs are in deploy/aws; "
@@ -257,9 +260,14 @@ def told(error: Exception, account: Account, doing: str) -> EntangleError:
         if code == "NoSuchBucket":
             return UnreachableError(f"{account.place}: there is no bucket {account.bucket_name()!r} ({said}); make it, or name another one")
         if "Throttl" in code or "TooMany" in code or "LimitExceeded" in code or "Quota" in code:
-            return UnreachableError(f"{account.place}: a quota of the account is used up ({what}: {code}: {said})")
+            return UnreachableError(
+                f"{account.place}: a quota of the account is used up ({what}: {code}: {said}); limit how many calls run at once, "
+                "@limit('aws', at_once=…), or ask for more: Service Quotas"
+            )
         return UnreachableError(f"{account.place}: {what} was refused: {code}: {said}")
-    return UnreachableError(f"{account.place}: {doing or 'aws'} cannot be reached: {text}")
+    return UnreachableError(
+        f"{account.place}: {doing or 'aws'} cannot be reached: {text}. Look at the network and the proxy here, and at region= and endpoint="
+    )
 
 
 @contextlib.contextmanager

@@ -152,7 +152,10 @@ class EC2Transport(Transport):
             if instance.state not in ("pending", "running"):
                 raise _Gone
             if time.monotonic() > until:
-                raise UnreachableError(f"{self.place}: {instance.id} does not start: it is {instance.state} after {_BOOT:g} s")
+                raise UnreachableError(
+                    f"{self.place}: {instance.id} does not start: it is {instance.state} after {_BOOT:g} s. Look at it in the EC2 "
+                    "console, or name another type="
+                )
             time.sleep(LOOK / 4)
             seen = instances.look(instance.id)
             if seen is not None:  # AWS tells of a new one a moment late

@@ -88,7 +88,8 @@ class BatchJobs(Service):
             if self.queue and not found:
                 raise OptionError(f"@batch: there is no job queue {self.queue!r} in this region; {self._those_there()}")
             if self.queue and not usable:
-                raise OptionError(f"@batch: the job queue {self.queue!r} is disabled: {found[0].get('statusReason', '')}")
+                why = found[0].get("statusReason", "")
+                raise OptionError(f"@batch: the job queue {self.queue!r} is disabled; enable it, or name another one. {why}".rstrip())
             if len(usable) != 1:
                 raise OptionError(f"@batch: name a job queue, queue='…'; {self._those_there()}")
             kinds = self._kinds_of(usable[0])

@@ -128,7 +128,10 @@ def _ask(service: Service, account: Account, image: str) -> dict[str, Any]:
                 raise _no_answer(service, image, ticket, state)
             reason = state.reason if state is not None else reason
             time.sleep(0.5)
-        raise UnreachableError(f"{service.place}: a job that asks for its Python waits for {ASKING:.0f} s: {reason}")
+        raise UnreachableError(
+            f"{service.place}: the first job, which asks for the version of its Python, has not ended within {ASKING:.0f} s: {reason}. "
+            "Look at it in the console: does the queue have machines, and can they pull the image?"
+        )
     except BaseException:
         with contextlib.suppress(Exception):
             service.cancel([ticket] if ticket else [])

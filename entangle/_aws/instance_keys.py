@@ -56,7 +56,10 @@ def public_key(path: str) -> str:
     try:
         return " ".join(_keygen("-y", "-P", "", "-f", path).split()[:2])
     except UnreachableError as error:
-        raise OptionError(f"@ec2: key={path!r}: its public half is not beside it ({path}.pub), and cannot be told: {error}") from None
+        raise OptionError(
+            f"@ec2: key={path!r}: its public half is not beside it, and cannot be told: {error}. Write it there: "
+            f"ssh-keygen -y -f {path} > {path}.pub"
+        ) from None
 
 
 def fingerprint(public: str) -> str:

@@ -318,7 +318,7 @@ def lambda_options(role: Any, image: Any, python: Any, memory: int, timeout: Any
     """The fields of a LambdaCalls for options of @lmbda. Raises OptionError."""
     for name, value in (("role", role), ("image", image), ("python", python)):
         if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise OptionError(f"@lmbda: {name}={value_in_short(value)}; it must be a text")
+            raise OptionError(f"@lmbda: {name}={value_in_short(value)}; it must be a string that is not empty")
     if not role.startswith("arn:"):
         raise OptionError(f"@lmbda: role={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
     if python is not None and image is not None:
@@ -326,7 +326,7 @@ def lambda_options(role: Any, image: Any, python: Any, memory: int, timeout: Any
     if python is not None and not re.fullmatch(r"3\.1\d", python):
         raise OptionError(f"@lmbda: python={python!r}; it must be the version of a runtime of Lambda, such as '3.12'")
     if not 128 <= memory <= 10_240:
-        raise OptionError(f"@lmbda: memory={memory} MiB; Lambda has 128 to 10,240")
+        raise OptionError(f"@lmbda: memory={memory} MiB; it must be 128 to 10,240")
     if not is_number(timeout) or not 0 < timeout <= LONGEST_RUN:
         raise OptionError(
             f"@lmbda: timeout={value_in_short(timeout)}; Lambda runs nothing for more than {LONGEST_RUN} s. "

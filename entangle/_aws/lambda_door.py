@@ -73,7 +73,7 @@ def lmbda(
     - `role`: the ARN of the role that it has there. It needs none of S3 for entangle.
     - `python`: the version of the runtime, such as "3.12"; by default the caller's.
     - `image`: in place of a runtime, an image of `entangle image build --for lambda`, in ECR.
-    - `memory`: MiB, or a text such as "2GB"; 128 to 10,240. 1,769 MiB have one CPU.
+    - `memory`: MiB, or a string such as "2GB"; 128 to 10,240. 1,769 MiB have one CPU.
     - `timeout`: how long a call may take (seconds), with the start of its program; up to 900.
     - `architecture`: "x86_64" or "arm64".
     - `env`: environment variables. `layers`: ARNs of layers of Lambda.

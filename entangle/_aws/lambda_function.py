@@ -141,10 +141,10 @@ class Invocation(Exchange):
             if wrong := not_json(value, sound=data != b""):
                 raise ArgumentError(
                     f"task {self.task!r}: argument {name} cannot be sent to {self.host}, which takes JSON: {wrong}. "
-                    "Give it texts, numbers, True, False, None, lists, and dicts whose keys are texts"
+                    "Give it strings, numbers, True, False, None, lists, and dicts whose keys are strings"
                 )
         if not data:
-            raise ArgumentError(f"task {self.task!r}: its arguments cannot be written as JSON")
+            raise ArgumentError(f"task {self.task!r}: its arguments cannot be written as JSON; give it less deeply nested ones")
         if len(data) > LARGEST:
             size, name = max((len(_json(value)), name) for name, value in _named(args, kwargs))
             raise ArgumentError(
@@ -258,8 +258,9 @@ def event_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def not_json(value: Any, sound: bool = False) -> str:
-    """What in a value JSON does not have, and where; "" if it has all. Keys that are no texts would
-    come as texts, so they are refused. `sound`: it was written already, so only keys can be wrong.
+    """What in a value JSON does not have, and where; "" if it has all. Keys that are no strings
+    would arrive as strings, so they are refused. `sound`: it was written already, so only keys can
+    be wrong.
     """
     if not sound:
         try:
@@ -319,7 +320,7 @@ def _json(value: Any) -> bytes:
 
 
 def _frame(line: Any) -> str:
-    """A line of a stack: a text, or of other runtimes a list."""
+    """A line of a stack: a string, or of other runtimes a list."""
     return line if isinstance(line, str) else " ".join(map(str, line)) if isinstance(line, list) else json.dumps(line)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entangle._aws.account_options import check_texts
+from entangle._aws.account_options import check_strings
 from entangle._shared.summaries import value_in_short
 from entangle._tasks.option_values import is_number
 from entangle.errors import OptionError
@@ -37,7 +37,7 @@ def mebibytes(door: str, given: object, option: str = "memory") -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", given) if isinstance(given, str) else None
     if found is not None and found[2].lower() in _UNITS and float(found[1]) > 0:
         return math.ceil(float(found[1]) * _UNITS[found[2].lower()])
-    raise OptionError(f"@{door}: {option}={value_in_short(given)}; it must be a number of MiB, or a text such as '512MB' or '2GB'")
+    raise OptionError(f"@{door}: {option}={value_in_short(given)}; it must be a number of MiB, or a string such as '512MB' or '2GB'")
 
 
 def architecture_of(door: str, given: object) -> str | None:
@@ -56,15 +56,15 @@ def variables(door: str, given: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(given, Mapping) or not all(
         isinstance(name, str) and isinstance(value, str) and name and "=" not in name for name, value in given.items()
     ):
-        raise OptionError(f"@{door}: env must be a dict of texts, such as {{'MODE': 'fast'}}")
+        raise OptionError(f"@{door}: env must be a dict of strings, such as {{'MODE': 'fast'}}")
     return tuple(sorted(given.items()))
 
 
-def texts(door: str, option: str, given: object) -> tuple[str, ...]:
-    """A text, or a list of texts. Raises OptionError."""
+def strings(door: str, option: str, given: object) -> tuple[str, ...]:
+    """A string, or a list of strings. Raises OptionError."""
     listed = (given,) if isinstance(given, str) else given
     if not isinstance(listed, Sequence) or not all(isinstance(text, str) and text.strip() for text in listed):
-        raise OptionError(f"@{door}: {option}={value_in_short(given)}; it must be a list of texts")
+        raise OptionError(f"@{door}: {option}={value_in_short(given)}; it must be a list of strings")
     return tuple(listed)
 
 
@@ -79,12 +79,12 @@ def container_options(
     time: object,
 ) -> dict[str, Any]:
     """What the service is told whose jobs are containers, in its words. Raises OptionError."""
-    check_texts(f"@{door}", {"image": image, "job_role": job_role, "execution_role": execution_role, "python": python})
+    check_strings(f"@{door}", {"image": image, "job_role": job_role, "execution_role": execution_role, "python": python})
     for name, role in (("job_role", job_role), ("execution_role", execution_role)):
         if isinstance(role, str) and not role.startswith("arn:"):
             raise OptionError(f"@{door}: {name}={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
     if isinstance(image, str) and any(sign.isspace() for sign in image):
-        raise OptionError(f"@{door}: image={image!r}; a name of an image has no blanks")
+        raise OptionError(f"@{door}: image={image!r}; the name of an image has no spaces")
     if time is not None and (not isinstance(time, (int, float)) or not is_number(time) or time <= 0):
         raise OptionError(f"@{door}: time={value_in_short(time)}; it must be a number of seconds")
     return {

@@ -109,7 +109,8 @@ class KeptStream:
                 self._ledger.append(kind, node, place, b"")
             except OSError as error:
                 raise DurableError(
-                    f"durable run {self.of_flow.name!r}: {what} cannot be written to {self.of_flow.directory} ({error.strerror or error})"
+                    f"durable run {self.of_flow.name!r}: {what} cannot be written to {self.of_flow.directory} "
+                    f"({error.strerror or error}); make it writable or make room there, and start the program again"
                 ) from None
 
     def close(self) -> None:

@@ -157,7 +157,10 @@ class Stream(Iterator[V], AsyncIterator[V]):
 
     def _check_block(self) -> None:
         if self._kept is not None and self._kept.left:
-            raise DurableError(f"the block of durable run {self._kept.of_flow.name!r} has been left, and its streams have ended with it")
+            raise DurableError(
+                f"the block of durable run {self._kept.of_flow.name!r} has been left, and its streams have ended with it; "
+                "read them inside the block"
+            )
 
     def leave(self) -> None:
         """The block of the durable run is left."""

@@ -78,7 +78,10 @@ class DurableDirectory:
             yield from self._enter(program, may_wait)
         except OSError as error:
             self.leave(finished=False)
-            raise DurableError(f"durable run {self.name!r}: {self.path} cannot be used: {error.strerror or error}") from None
+            raise DurableError(
+                f"durable run {self.name!r}: {self.path} cannot be used: {error.strerror or error}; make it writable or make room there, "
+                "or name another place by ENTANGLE_RECORD_DIR"
+            ) from None
         except BaseException:
             self.leave(finished=False)
             raise
@@ -124,7 +127,10 @@ class DurableDirectory:
                     break
                 except BlockingIOError:
                     if not may_wait and time.monotonic() > until:
-                        raise DurableError(f"durable run {self.name!r}: workers of the process before are still running") from None
+                        raise DurableError(
+                            f"durable run {self.name!r}: workers of the process before are still running; try again when they have "
+                            "ended, or wait for them with busy='wait'"
+                        ) from None
                     yield
             numbers = self.numbers()
             self.number = numbers[-1] + 1 if numbers else 0
@@ -188,10 +194,10 @@ class DurableDirectory:
         """Remove it; where a time is given (seconds), only if it was finished that long ago. Gives
         whether it was removed. Raises DurableError where it is in use, or there is none."""
         if not os.path.isdir(self.path):
-            raise DurableError(f"there is no durable run {self.name!r}")
+            raise DurableError(f"there is no durable run {self.name!r} in {root()}")
         lock = KeyLock.take(os.path.join(self.path, "lock"), 0o600)
         if lock is None:
-            raise DurableError(f"durable run {self.name!r} is in use")
+            raise DurableError(f"durable run {self.name!r} is in use; end the process that runs it, and try again")
         try:
             if unused_for is not None and not self._is_finished_for(unused_for):
                 return False  # it was entered meanwhile

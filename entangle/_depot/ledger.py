@@ -80,7 +80,7 @@ class Ledger:
                 fcntl.flock(self._alive, fcntl.LOCK_SH)
                 stem, _, number = path.rpartition(".")
                 if os.path.exists(f"{stem}.{int(number) + 1}"):
-                    raise DurableError("another process has taken this durable run up")
+                    raise DurableError("another process has taken this durable run up, and goes on with it; this one ends")
             self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
             self._magic = os.pread(self._fd, 8, 0)
         except BaseException:

@@ -65,7 +65,10 @@ class S3Objects:
         """Put an object; gives its tag. Raises FileExistsError where `mode` is "create" and another
         was first, and Changed where it is no longer the one with the tag `instead_of`."""
         if len(value) > MOST:
-            raise DepotError(f"a value of {len(value):,} bytes is more than S3 takes in one request ({MOST:,})")
+            raise DepotError(
+                f"a value of {len(value):,} bytes is more than S3 takes in one request ({MOST:,}); divide it among several tasks, or leave "
+                "out cache="
+            )
         bucket, _, name = path.partition("/")
         condition = {"IfNoneMatch": "*"} if mode == "create" else {"IfMatch": instead_of} if instead_of else {}
 
@@ -137,7 +140,10 @@ class S3Objects:
                 needs = "s3:ListBucket of the bucket, s3:GetObject, s3:PutObject and s3:DeleteObject of what is in it"
                 raise OSError(errno.EACCES, f"bucket {bucket!r}: {code}: {text} (a depot needs {needs})") from None
             if code == "NotImplemented":
-                raise OSError(errno.ENOTSUP, f"bucket {bucket!r}: this store does not know conditional writes ({text})") from None
+                raise OSError(
+                    errno.ENOTSUP,
+                    f"bucket {bucket!r}: this store does not know conditional writes ({text}); use one that does, or a directory",
+                ) from None
             raise OSError(errno.EIO, f"bucket {bucket!r}: {code}: {text}") from None
         except NoCredentialsError:
             raise OSError(

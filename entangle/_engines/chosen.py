@@ -91,7 +91,7 @@ def engine(address: str) -> EngineBlock:
 
 def _kind_of(address: object) -> str:
     if not isinstance(address, str):
-        raise OptionError(f"engine({value_in_short(address)}): an engine is named by a text; {FORMS}")
+        raise OptionError(f"engine({value_in_short(address)}): an engine is named by a string; {FORMS}")
     kind, separator, rest = address.partition("://")
     if kind in ("dask", "dask+tls") and rest:
         return "dask"

@@ -116,7 +116,9 @@ class RayEngine:
         try:
             ray.get(self.function("entangle", 0, 0, cpus=0).remote(), timeout=_PATIENCE)
         except ray.exceptions.GetTimeoutError:
-            raise UnreachableError(f"{self.title}: no worker answers within {_PATIENCE:g} s") from None
+            raise UnreachableError(
+                f"{self.title}: no worker answers within {_PATIENCE:g} s; ray status shows whether nodes are there and have free CPUs"
+            ) from None
         except Exception as error:
             if unfit := self.unfit(error):
                 raise unfit from None

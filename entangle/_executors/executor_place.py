@@ -1,7 +1,7 @@
-"""Any `concurrent.futures.Executor` as a place: the layer of @on puts the calls of a task there.
+"""Any `concurrent.futures.Executor` as a place: the layer of @on submits the calls of a task to it.
 
-An executor that a function makes is made with the first call, and shared by all tasks that name
-that function. It ends with the last run of this process, in a session with the session.
+If @on is given a function, the first call makes the executor, and all tasks with that function
+share it. It ends with the last run of this process, or with the session if one is open.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ExecutorPlace:
         self.make = make
         self._given = _InUse(executor) if make is None else None
         self._pid = os.getpid()
-        #: The task that was sent last, for which run, and as which bytes.
+        #: The task that was sent last, its run, and its bytes.
         self._packed: tuple[Any, str, bytes] = (None, "", b"")
         self._line = SubmitLine(self._running, self._begin)
         if make is not None:
@@ -60,7 +60,7 @@ class ExecutorPlace:
         return _Elsewhere, (_kind(self._given.executor),)
 
     def begin(self, calls: Sequence[AwayCall]) -> None:
-        """Submit these calls, or have that done where it may take a while."""
+        """Submit these calls. If that may take a while, another thread does it."""
         running = self._given if self.make is None else _made_already(self.make)
         if running is None or not _takes_at_once(running.executor):
             self._line.add(calls)
@@ -73,7 +73,10 @@ class ExecutorPlace:
         try:
             future = self._submitted(running.executor, call)
             if not callable(getattr(future, "add_done_callback", None)):
-                raise EntangleError(f"the {_kind(running.executor)} of task {call.name!r} gave {value_in_short(future)}, and no future")
+                raise EntangleError(
+                    f"the {_kind(running.executor)} of task {call.name!r} gave {value_in_short(future)}, and no future; its submit must "
+                    "return an object with add_done_callback and result"
+                )
         except BaseException as error:
             if isinstance(error, futures.BrokenExecutor):
                 _forget(running)
@@ -96,7 +99,7 @@ class ExecutorPlace:
         future = call.handle
         if isinstance(future, Waits):
             future.cancelled = True
-            return not future.submitting  # else its future is cancelled as soon as there is one
+            return not future.submitting  # if it is, its future is cancelled as soon as there is one
         return future is None or (bool(future.cancel()) and not self._never_says(call))
 
     @staticmethod
@@ -118,7 +121,7 @@ class ExecutorPlace:
         return executor.submit(perform, call.name, call.attempt, sys.version_info[:2], self._bytes_of(call), arguments, os.urandom(8))
 
     def _bytes_of(self, call: AwayCall) -> bytes:
-        """The task of a call as bytes: made once a run, with the values that it uses then."""
+        """The task of a call as bytes: made once in each run, with the values that it uses then."""
         task, run, packed = self._packed
         if task is not call.task or run != call.run or not run:
             packed = pack(call.task)
@@ -126,7 +129,7 @@ class ExecutorPlace:
         return packed
 
     def _running(self) -> _InUse:
-        """The executor. Makes it if need be, which may take a while."""
+        """The executor. Makes it if there is none, which may take a while."""
         self._check()
         if self.make is not None:
             return _made_by(self.make)
@@ -139,7 +142,7 @@ class ExecutorPlace:
 
 
 class _Elsewhere:
-    """The place of a task whose executor lives in another process."""
+    """Stands for the place in other processes: the executor lives in one process alone."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -172,8 +175,8 @@ def _kind(executor: Any) -> str:
 
 
 def _is_of_dask(part: Any) -> bool:
-    """Whether an executor is Dask's. Its futures never say that they run, it runs a call again by
-    itself, and a call that is cancelled runs on."""
+    """Whether an executor is Dask's. Its futures never say that they run. It runs a call again
+    when a worker is lost, and a call that is cancelled runs on."""
     return type(part).__module__.partition(".")[0] == "distributed"
 
 
@@ -200,14 +203,15 @@ def _perform_here(task: Any, args: Any, kwargs: dict[str, Any]) -> tuple[bool, f
 
 
 def _ended(running: _InUse, call: AwayCall, future: Any) -> None:
-    """Tell the outcome of a call. Runs in whichever thread of the executor's."""
+    """Tell the outcome of a call. Runs in any thread of the executor."""
     running.add(-1)
     call.handle = None
     try:
         answer = future.result()
         if not (isinstance(answer, (tuple, list)) and len(answer) == 3):
             raise EntangleError(
-                f"the {_kind(running.executor)} of task {call.name!r} answered {value_in_short(answer)}, which is no outcome"
+                f"the {_kind(running.executor)} of task {call.name!r} answered {value_in_short(answer)}, which is no outcome; its futures "
+                "must give what the submitted function returns"
             )
         there, seconds, body = answer
     except BaseException as error:
@@ -234,9 +238,12 @@ def _refusal(executor: Any, call: AwayCall, error: BaseException, what: str = "h
     told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     refused: EntangleError
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "entangle":
-        refused = EntangleError(f"task {call.name!r} cannot run in its {_kind(executor)}: py-entangle is not installed there ({told})")
+        refused = EntangleError(
+            f"task {call.name!r} cannot run in its {_kind(executor)}: py-entangle is not installed there ({told}); "
+            "install it: pip install py-entangle"
+        )
     elif isinstance(error, RuntimeError) and not isinstance(error, futures.BrokenExecutor) and "shutdown" in str(error):
-        refused = EntangleError(f"task {call.name!r} cannot run: its {_kind(executor)} is shut down ({told})")
+        refused = EntangleError(f"task {call.name!r} cannot run: its {_kind(executor)} is shut down ({told}); shut it down after the run")
     else:
         refused = ProcessTerminatedException(f"the {_kind(executor)} of task {call.name!r} {what} the call: {told}")
     refused.__cause__ = error
@@ -247,7 +254,7 @@ def _refusal(executor: Any, call: AwayCall, error: BaseException, what: str = "h
 
 
 class _Making:
-    """An executor that a function makes: by the first that wants it, while others wait."""
+    """An executor that a function makes. The first thread that wants it makes it; others wait."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -278,7 +285,10 @@ def _made_by(make: Callable[[], Any]) -> _InUse:
         try:
             executor = make()
             if not (callable(getattr(executor, "submit", None)) and callable(getattr(executor, "shutdown", None))):
-                raise EntangleError(f"@on was given a function that makes no executor: it returned {value_in_short(executor)}")
+                raise EntangleError(
+                    f"@on was given a function that makes no executor: it returned {value_in_short(executor)}; return an object with "
+                    "submit and shutdown"
+                )
         except BaseException:
             with _guard:
                 if _made.get(key) is making:
@@ -298,7 +308,7 @@ def _made_by(make: Callable[[], Any]) -> _InUse:
 
 
 def _forget(running: _InUse) -> None:
-    """Use a broken executor no more: the next call has another one made."""
+    """Stop using a broken executor: the next call makes another one."""
     with _guard:
         for key in [key for key, known in _made.items() if known.running is running]:
             del _made[key]
@@ -324,7 +334,8 @@ def _close(running: _InUse) -> None:
 
 
 def _end_with_runs() -> None:
-    """End what functions have made for runs. In a session and in a warm worker it stays."""
+    """End the executors that functions have made for runs. Those of a session or a warm worker
+    stay."""
     if _run.warm_settings is None:
         with _guard:
             over = [key for key in _made if key[1] is None]

@@ -1,4 +1,5 @@
-"""The Python of a base image: asked in a container, so that packages for it can be chosen here."""
+"""The Python of a base image. A container of it reports version and platform: by these, packages
+for it are chosen here."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ from typing import Any
 from entangle._remote.transport.docker_daemon import labels, remove
 from entangle.errors import ImageError, UnfitPythonError
 
-#: What docker and what Python call a processor.
+#: The names of processors: docker's, and Python's.
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "386": "i686", "arm": "armv7l", "ppc64le": "ppc64le", "s390x": "s390x"}
 OLDEST = (3, 10)
-#: Seconds that a Python may take to tell of itself. An emulated one is slow.
+#: Seconds that a Python may take to report its version. An emulated one is slow.
 _TELLS = 120
 _MARK = "entangle-base "
 _ASKS = """\
@@ -43,7 +44,8 @@ print("entangle-base " + json.dumps({
 }))
 """
 _OLD = "import sys; sys.version_info < (3, 10) and sys.exit('entangle-old %d.%d.%d' % sys.version_info[:3])\n"
-#: The C library where an image cannot be asked; what most wheels are made for.
+#: The version of glibc that is assumed for an image that this machine cannot run: most wheels are
+#: made for it.
 _USUAL_GLIBC = "2.28"
 
 
@@ -55,7 +57,7 @@ class BasePython:
     executable: str
     #: The first directory of its site packages.
     site: str
-    #: As the image says: amd64, arm64 …
+    #: As docker names it: amd64, arm64 …
     arch: str
     glibc: str = ""
     musl: bool = False
@@ -66,12 +68,12 @@ class BasePython:
 
     @property
     def text(self) -> str:
-        """The version, as 3.13.1."""
+        """The version, such as 3.13.1."""
         return ".".join(map(str, self.version))
 
     @property
     def abi(self) -> str:
-        """The tag of compiled modules, as cp313."""
+        """The tag of compiled modules, such as cp313."""
         return f"cp{self.version[0]}{self.version[1]}{'t' if self.threaded else ''}"
 
     @property
@@ -91,7 +93,7 @@ class BasePython:
 
 
 def base_python(client: Any, base: dict[str, Any], image: str, executable: str) -> BasePython:
-    """The Python of an image, as it tells of itself in a container.
+    """The Python of an image, as it reports itself in a container.
 
     Raises ImageError where there is none, UnfitPythonError where it is too old.
     """
@@ -104,7 +106,7 @@ def base_python(client: Any, base: dict[str, Any], image: str, executable: str) 
         return BasePython(**{**found, "version": tuple(found["version"])}, arch=arch, markers=markers)
     old = re.search(r"entangle-old ([\d.]+)", said)
     if old:
-        raise UnfitPythonError(f"the image {image!r} has Python {old[1]}; entangle needs 3.10 or newer")
+        raise UnfitPythonError(f"the image {image!r} has Python {old[1]}; entangle needs 3.10 or newer: name another one (--base)")
     if "exec format error" in said.lower():
         return _untried(base, image, arch)
     end = "\n".join(f"  {line}" for line in said.strip().splitlines()[-6:])
@@ -127,9 +129,11 @@ def _run(client: Any, base: dict[str, Any], image: str, executable: str) -> tupl
         client.start(identity)
         status = client.wait(identity, timeout=_TELLS)["StatusCode"]
         return status, client.logs(identity).decode(errors="replace")
-    except (Timeout, ConnectionError):  # docker's library gives either when an answer takes too long
+    except (Timeout, ConnectionError):  # docker's library raises either when an answer takes too long
         client.ping()
-        raise ImageError(f"the Python {executable!r} of the image {image!r} does not answer within {_TELLS} s") from None
+        raise ImageError(
+            f"the Python {executable!r} of the image {image!r} does not answer within {_TELLS} s; say which one does (--executable)"
+        ) from None
     except errors.APIError as error:
         told = str(error.explanation or error)
         if "exec format error" in told.lower():
@@ -145,7 +149,8 @@ def _run(client: Any, base: dict[str, Any], image: str, executable: str) -> tupl
 
 
 def _untried(base: dict[str, Any], image: str, arch: str) -> BasePython:
-    """The Python of an image for another processor, as the official images say it."""
+    """The Python of an image for another processor. The official images state it in their
+    environment."""
     environment = dict(one.partition("=")[::2] for one in (base.get("Config") or {}).get("Env") or ())
     with contextlib.suppress(KeyError, ValueError):
         major, minor, micro = (int(part) for part in re.split(r"[a-z]", environment["PYTHON_VERSION"])[0].split("."))

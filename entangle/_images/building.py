@@ -22,12 +22,12 @@ from entangle._remote.transport.derived_images import base_image, parted, pulled
 from entangle._remote.transport.docker_daemon import connected
 from entangle.errors import ImageError
 
-#: What an image may be for. All but Lambda start a Python with a command of theirs.
+#: The services that an image may be built for. All but Lambda start its Python with a command.
 SERVICES = ("docker", "batch", "fargate", "lambda")
 ARCHES = ("amd64", "arm64")
 #: Labels of an image: what it was made from and for, and what it holds.
 RECIPE, FOR, BASE, PYTHON, HELD, LEVEL = (f"entangle.image.{name}" for name in ("recipe", "for", "base", "python", "packages", "level"))
-#: Part of each recipe; count it up when the same needs make another image.
+#: Part of each recipe. Increase it when a change here makes another image of the same needs.
 _EDITION = "1"
 #: Seconds that docker may be silent, as when it stores a layer of many gigabytes.
 _SILENT = 1800
@@ -37,12 +37,12 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What shall be built."""
+    """The image to build."""
 
     name: ImageName
     needs: Needs
     base: str
-    #: "3.12", or None: as the base has it.
+    #: Such as "3.12"; None: the version that the base has.
     python: str | None
     executable: str
     arch: str | None
@@ -112,7 +112,7 @@ def _errors_of_docker(name: ImageName) -> Iterator[None]:
 
 
 def _base(client: Any, wanted: Wanted, told: Told) -> dict[str, Any]:
-    """The base image, pulled where it is not here, or here for another processor."""
+    """The base image. It is pulled if it is not here, or is here for another processor."""
     platform = None if wanted.arch is None else f"linux/{wanted.arch}"
     here = base_image(client, wanted.base, platform, told)
     if wanted.arch is None or here["Architecture"] == wanted.arch:
@@ -123,10 +123,13 @@ def _base(client: Any, wanted: Wanted, told: Told) -> dict[str, Any]:
     except ImageError as error:
         raise ImageError(f"the image {wanted.base!r} that is here is for {here['Architecture']}, not for {wanted.arch}: {error}") from None
     finally:
-        if tag is not None:  # docker keeps one image under a name: give it back to the one that was here
+        if tag is not None:  # the pull has taken the name: give it back to the image that was here
             client.tag(here["Id"], name, tag)
     if found["Architecture"] != wanted.arch:
-        raise ImageError(f"the image {wanted.base!r} is for {found['Architecture']}, and there is none for {wanted.arch}")
+        raise ImageError(
+            f"the image {wanted.base!r} is for {found['Architecture']}, and there is none for {wanted.arch}; name another base, "
+            "or leave out arch"
+        )
     return found
 
 
@@ -142,7 +145,7 @@ def _recipe(wanted: Wanted, base: dict[str, Any]) -> str:
 
 
 def _made_before(client: Any, recipe: str) -> str | None:
-    """The id of an image that was made from the same; None where there is none."""
+    """The id of an image that was made by the same recipe; None where there is none."""
     found = client.images(filters={"label": f"{RECIPE}={recipe}"}, quiet=True)
     return found[0] if found else None
 

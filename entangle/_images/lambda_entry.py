@@ -8,11 +8,11 @@ import shutil
 
 from entangle.errors import ImageError
 
-#: The function that Lambda calls, as its runtime client takes it.
+#: The function that Lambda calls, in the form that its runtime client takes.
 HANDLER = "entangle._aws.lambda_handler.handler"
-#: What is installed: the client of Lambda's runtime, and what entangle needs.
+#: The packages to install: the client of Lambda's runtime, and those that entangle needs.
 PACKAGES = ("awslambdaric", "cloudpickle", "psutil")
-#: What no function needs in there.
+#: Folders of entangle that no function needs there.
 _APART = {"tests", "examples", "web", "cli", "__pycache__"}
 
 
@@ -37,5 +37,8 @@ def fingerprint() -> str:
 def _source() -> str:
     source = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if not os.path.isfile(os.path.join(source, "__init__.py")):
-        raise ImageError(f"entangle cannot be put into an image, since it is installed here without its source ({source})")
+        raise ImageError(
+            f"entangle cannot be put into an image, since it is installed here without its source ({source}); install it with its "
+            "files that end in .py"
+        )
     return source

@@ -78,7 +78,7 @@ def find_run(directory: str, wanted: str) -> RunRow:
         return (exact or found)[0]
     if not wanted or not found:
         raise RecordsError(f"no run {wanted!r} is remembered in {directory}")
-    raise RecordsError(f"several runs begin with {wanted!r}: {', '.join(run.id for run in found)}")
+    raise RecordsError(f"several runs begin with {wanted!r}; write more of the id: {', '.join(run.id for run in found)}")
 
 
 def _is_text(word: str) -> bool:

@@ -285,7 +285,9 @@ def _task(call: KeptCall, script: ModuleType | None, say: Callable[[str], None])
     if not call.task:
         raise CannotReplay(f"task {name} is not found ({why}), and it was not kept")
     if tuple(head["python"]) != sys.version_info[:2]:
-        raise CannotReplay(f"task {name} was kept by Python {'.'.join(map(str, head['python']))}; this is another version")
+        raise CannotReplay(
+            f"task {name} was kept by Python {'.'.join(map(str, head['python']))}, and this is another version; use that one"
+        )
     try:
         kept = loads_kept(call.task)
     except Exception as error:

@@ -125,7 +125,9 @@ class Devices:
             for name in names:
                 if name not in known:
                     if len(known) == MOST_DEVICES:
-                        raise DeviceError(f"more than {MOST_DEVICES} devices have been named in one process tree")
+                        raise DeviceError(
+                            f"more than {MOST_DEVICES} devices have been named in one process tree; name fewer, or start another program"
+                        )
                     raw = name.encode("utf-8", "surrogateescape")
                     if len(raw) >= _NAME:
                         raise DeviceError(f"{name!r:.120} is too long for the name of a device; use a number, or the start of a UUID")

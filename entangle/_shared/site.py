@@ -234,7 +234,7 @@ def claims_of(flow: Flow) -> list[Claim]:
     """What the bodies of a flow want of devices, each kind once."""
     found = sorted({Claim(body.gpus, body.share, body.carrier == FRESH) for body in flow.bodies if body.gpus and not flow.inline})
     if len(found) > LANES - DEVICE:
-        raise OptionError(f"a run has tasks with {len(found)} different pairs of gpus= and share=; it may have {LANES - DEVICE}")
+        raise OptionError(f"a run has tasks with {len(found)} different pairs of gpus= and share=; it may have {LANES - DEVICE}; use fewer")
     return found
 
 

@@ -18,7 +18,7 @@ class Attributes(Layer):
         for name, value in attributes.items():
             if not _is_plain_data(value):
                 raise OptionError(
-                    f"@task: attributes[{name!r}] is of type {type(value).__name__}; it can be text, a number, True, False, None, "
+                    f"@task: attributes[{name!r}] is of type {type(value).__name__}; it can be a string, a number, True, False, None, "
                     "and lists and dicts of these"
                 )
         self.attributes = dict(attributes)

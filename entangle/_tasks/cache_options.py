@@ -18,7 +18,7 @@ from entangle.errors import OptionError
 class Cache:
     """How values are remembered, for `cache=` of @process and @thread. `cache=True` is `Cache()`.
 
-    - `version`: counts in place of the code: a text or a number that you change when old values
+    - `version`: counts in place of the code: a string or a number that you change when old values
       must not be found any more.
     - `ignore`: names of arguments that do not count.
     - `expire`: a value that is older is computed anew (seconds, or a timedelta).
@@ -45,7 +45,7 @@ class Cache:
         where: str | os.PathLike[str] | None = None,
     ) -> None:
         if version is not None and (isinstance(version, bool) or not isinstance(version, (str, int, float))):
-            raise OptionError(f"Cache: version={value_in_short(version)}; it must be a text or a number")
+            raise OptionError(f"Cache: version={value_in_short(version)}; it must be a string or a number")
         for name, names in (("ignore", ignore), ("packages", packages)):
             if (
                 isinstance(names, str)

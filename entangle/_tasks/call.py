@@ -240,12 +240,12 @@ class Call(Generic[R_co]):
         """This call with a name, which errors, records, progress and pages show.
 
         It is a call of its own: used beside this one, both are run. Raises OptionError unless
-        `name` is a text that is not empty.
+        `name` is a string that is not empty.
 
             gather(*[fit(data, fold).named(f"fold {fold}") for fold in range(5)])
         """
         if not isinstance(name, str) or not name.strip():
-            raise OptionError(f"named({value_in_short(name)}): a name is a text that is not empty")
+            raise OptionError(f"named({value_in_short(name)}): a name is a string that is not empty")
         return self._named(name)
 
     def _named(self, name: str) -> Call[R_co]:

@@ -69,7 +69,7 @@ class Durable:
 
     def __init__(self, name: str, busy: str = "wait", sync: str | None = None, keep_program: bool = False) -> None:
         if not isinstance(name, str) or not name.strip() or len(durable_directory.file_name(name)) > 200:
-            raise OptionError(f"durable({value_in_short(name)}): a name is a text that is not empty, of at most some 200 characters")
+            raise OptionError(f"durable({value_in_short(name)}): a name is a string of 1 to about 200 characters")
         if busy not in ("wait", "raise"):
             raise OptionError(f"durable: busy={value_in_short(busy)}; it is 'wait' or 'raise'")
         if sync not in (None, "disk"):
@@ -94,7 +94,7 @@ class Durable:
     def directory(self) -> DurableDirectory:
         """Its directory. Raises DurableError outside the block."""
         if self._directory is None:
-            raise DurableError(f"the block of durable run {self.name!r} has not been entered")
+            raise DurableError(f"the block of durable run {self.name!r} has not been entered; write `with durable(…):` around what uses it")
         return self._directory
 
     def __repr__(self) -> str:
@@ -220,7 +220,7 @@ class Durable:
         outcomes = self.outcomes
         with self._guard:
             if self._ledger is None:
-                raise DurableError(f"the block of durable run {self.name!r} has been left")
+                raise DurableError(f"the block of durable run {self.name!r} has been left; run its calls inside the block")
             for task, of_code in parts.items():
                 told = json.dumps(of_code, separators=(",", ":")).encode()
                 if outcomes.code.get(task) != told:
@@ -241,7 +241,10 @@ class Durable:
 
 
 def _unusable(name: str, directory: str, error: OSError) -> DurableError:
-    return DurableError(f"durable run {name!r}: {directory} cannot be used: {error.strerror or error}")
+    return DurableError(
+        f"durable run {name!r}: {directory} cannot be used: {error.strerror or error}; make it writable or make room there, and start "
+        "the program again"
+    )
 
 
 class _Opened(NamedTuple):
@@ -576,7 +579,7 @@ def attempt() -> BodyAttempt:
     worker = here.worker
     node = worker.node() if worker is not None else -1
     if worker is None or node < 0:
-        raise DurableError("attempt() is for bodies: none runs here")
+        raise DurableError("attempt() tells of the body around it, and none runs here; call it in the body of a task")
     number = worker.site.table.attempts[node] + 1
     books, opened = worker.books, _opened.get()
     if books is not None and opened is not None and opened.item != NO_NODE and opened.worker is worker and opened.node == node:

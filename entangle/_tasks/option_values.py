@@ -17,7 +17,7 @@ def check_seconds(where: str, **options: object) -> None:
 
 
 def check_whether(where: str, **options: object) -> None:
-    """Refuse an option that is neither true nor false: a text that says "no" would count as true.
+    """Refuse an option that is neither true nor false: a string such as "no" would count as true.
 
     Raises OptionError.
     """

@@ -82,7 +82,7 @@ def decide(name: str, again: list[str], ended: list[tuple[str, Any]]) -> list[st
     """
     directory = DurableDirectory(name)
     if not os.path.isdir(directory.path):
-        raise DurableError(f"there is no durable run {name!r}")
+        raise DurableError(f"there is no durable run {name!r}; entangle resume lists those that are unfinished")
     for _ in directory.enter(None, may_wait=False):
         pass  # workers of a process that has just been killed end within a second
     told: list[str] = []

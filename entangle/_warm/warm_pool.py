@@ -271,7 +271,8 @@ class WarmPool:
             with Deferred(), self._guard:
                 if self.closed or self._pid != os.getpid():
                     raise EntangleError(
-                        "these warm workers are gone: their session is over, or belongs to the process that forked this one"
+                        "these warm workers are gone: their session is over, or belongs to the process that forked this one; "
+                        "open a session here"
                     )
                 worker = self._idle()
                 coming = [away.watch for away in self._here if away.away]

@@ -11,7 +11,7 @@ from entangle.cli.clean import clean
 from entangle.cli.exit_status import UNINSTALLED, Refused
 
 #: Commands that need typer and rich.
-OTHERS = ("run", "runs", "show", "top", "graph", "doctor", "ui", "hosts", "places")
+OTHERS = ("run", "runs", "show", "replay", "resume", "top", "doctor", "ui", "aws", "cache", "graph", "hosts", "image", "places")
 
 
 def run_bare(arguments: list[str]) -> int:

@@ -147,8 +147,9 @@ def _one(values: list[tuple[File, About]], key: str, place: Any) -> tuple[File, 
     found = [value for value in values if value[0].key.startswith(key)]
     if len(found) == 1:
         return found[0]
-    many = f"{len(found)} values begin with {key!r}" if found else f"no value has a key that begins with {key!r}"
-    raise Refused(f"{many} in {place.name}", USAGE if found else ABSENT)
+    many = f"the keys of {len(found):,} values begin with {key!r}" if found else f"no value has a key that begins with {key!r}"
+    advice = "write more of the key" if found else "entangle cache ls lists those there"
+    raise Refused(f"{many} in {place.name}; {advice}", USAGE if found else ABSENT)
 
 
 def _values(found: list[Any]) -> str:

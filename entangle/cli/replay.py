@@ -60,7 +60,11 @@ def _call(run: Run, node: int | None) -> KeptCall:
                 kind = "failed calls" if failed else "calls"
                 raise Refused(f"run {run.id} has kept {len(named):,} {kind}; choose one by --node: {told}{more}", ABSENT)
         else:
-            raise Refused(f"run {run.id} has kept no call: it has not failed, or was recorded without its arguments", ABSENT)
+            raise Refused(
+                f"run {run.id} has kept no call: none failed, or none has arguments that may be kept. With ENTANGLE_RECORD=values, "
+                "runs also keep calls that end well",
+                ABSENT,
+            )
     try:
         chosen = run.node(node)
     except RecordsError as error:

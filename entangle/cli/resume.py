@@ -72,7 +72,7 @@ def _literal(written: str) -> Any:
     try:
         return ast.literal_eval(written)
     except (ValueError, SyntaxError):
-        raise Refused(f"--ended: {written!r} is no Python literal: write texts in quotes of their own, as '\"paid\"'", USAGE) from None
+        raise Refused(f"--ended: {written!r} is no Python literal: write strings in quotes of their own, as '\"paid\"'", USAGE) from None
 
 
 def _take_up(name: str, as_json: bool) -> int:

@@ -99,7 +99,7 @@ def _leave(left: SystemExit) -> None:
 
 
 def _status_of(left: SystemExit) -> int:
-    """The exit status of a program. Where it is a text, that is shown, as Python does."""
+    """The exit status of a program. Where it is a string, print it, as Python does."""
     if left.code is None:
         return DONE
     if isinstance(left.code, int):
@@ -170,7 +170,7 @@ def load_file(path: str) -> Any:
         spec.loader.exec_module(module)
     except SystemExit as left:
         _status_of(left)
-        raise Refused(f"{path} cannot be imported: it calls sys.exit", FAILED) from None
+        raise Refused(f'{path} cannot be imported: it calls sys.exit; put that below `if __name__ == "__main__":`', FAILED) from None
     except Exception as error:
         _show_error(error, path)
         raise Refused(f"{path} cannot be imported: {_last_line(error)}", FAILED) from None
@@ -192,8 +192,8 @@ def find_in(module: Any, path: str, name: str) -> Any:
 
 
 def _arguments(words: list[str], name: str, found: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Words as arguments: Python literals, or else texts; KEYWORD=VALUE where the function has that
-    parameter. Raises Refused where it does not take such arguments."""
+    """Words as arguments: Python literals, or else strings; KEYWORD=VALUE where the function has
+    that parameter. Raises Refused where it does not take such arguments."""
     from entangle.task import Call
 
     signature = _signature(found)
@@ -210,7 +210,9 @@ def _arguments(words: list[str], name: str, found: Any) -> tuple[list[Any], dict
         elif key in parameters or any_keyword:
             kwargs[key] = _literal(text)
         else:
-            raise Refused(f"{name} has no parameter {key!r}; {_described(parameters)}. To pass it as a text, quote it: '\"{word}\"'", USAGE)
+            raise Refused(
+                f"{name} has no parameter {key!r}; {_described(parameters)}. To pass it as a string, quote it: '\"{word}\"'", USAGE
+            )
     before = (found.args, found.kwargs) if isinstance(found, Call) else ((), {})
     try:
         if signature is not None:

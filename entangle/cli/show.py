@@ -33,7 +33,7 @@ def show(run_id: str, form: str, output: Path | None, node: int | None, by: str 
     from entangle.errors import RecordsError
 
     if by not in (None, "place") or (by and (node is not None or form not in ("tree", "json"))):
-        raise Refused(f"--by {by}: it is place, alone or with --json" if by != "place" else "--by place goes with --json alone", USAGE)
+        raise Refused(f"--by must be place, not {by!r}" if by != "place" else "--by place goes with --json and --output alone", USAGE)
     if form not in (*FORMS, "tree", "json"):
         raise Refused(f"--format must be {', '.join(('tree', *FORMS, 'json'))}, not {form!r}", USAGE)
     run = run_called(run_id)
@@ -43,7 +43,7 @@ def show(run_id: str, form: str, output: Path | None, node: int | None, by: str 
         raise Refused(str(error), ABSENT) from None
     if chosen is not None:
         if form not in ("tree", "json"):
-            raise Refused(f"--node goes with --format tree or json, not {form}", USAGE)
+            raise Refused(f"--node goes with --format tree or json, not with {form}", USAGE)
         _print_node(chosen, form == "json", output)
         return
     if by is not None:

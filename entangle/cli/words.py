@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from entangle.cli.exit_status import USAGE, Refused
 
 #: Options that every command takes, and commands that have commands of their own.
-_GLOBAL, _GROUPS = ("--json",), ("aws", "graph", "hosts", "image", "places")
+_GLOBAL, _GROUPS = ("--json",), ("aws", "cache", "graph", "hosts", "image", "places")
 #: The options of `run`, and whether a value follows each.
 _RUN_OPTIONS = {"--json": False, "--progress": False, "--start": True, "--help": False, "-h": False}
 

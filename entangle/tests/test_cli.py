@@ -339,7 +339,7 @@ def test_a_file_that_leaves_while_it_is_imported(line: Line) -> None:
     done = line("run", "leaving.py:call")
     assert (done.returncode, done.stderr) == (
         FAILED,
-        "need a licence\nentangle: leaving.py cannot be imported: it calls sys.exit\n",
+        'need a licence\nentangle: leaving.py cannot be imported: it calls sys.exit; put that below `if __name__ == "__main__":`\n',
     )
 
 

@@ -553,7 +553,7 @@ def answering(path: Path, status: int, answer: bytes) -> Iterator[str]:
         ({"image": "a", "gpus": -1}, "gpus"),
         ({"image": "a", "network": 1}, "network"),
         ({"image": "a", "env": ["A=1"]}, "env"),
-        ({"image": "a", "env": {"A": None}}, "env.*the value of 'A' must be a text"),
+        ({"image": "a", "env": {"A": None}}, "env.*the value of 'A' must be a string"),
         ({"image": "a", "env": {"": 1}}, "env"),
         ({"image": "a", "env": {"A=B": 1}}, "env.*'A=B' cannot be the name"),
         ({"image": "a", "env": {1: "1"}}, "env"),

@@ -274,7 +274,7 @@ def test_names_cannot_move_the_cursor() -> None:
 
 @pytest.mark.parametrize("name", ["", "  ", 3, None])
 def test_a_bad_name_is_refused(name: Any) -> None:
-    with pytest.raises(OptionError, match="a name is a text"):
+    with pytest.raises(OptionError, match="a name is a string"):
         square(1).named(name)
 
 

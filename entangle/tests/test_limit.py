@@ -847,7 +847,7 @@ def test_each_item_of_a_stream_takes_a_token(executor: Any, log: str) -> None:
         ("db", {"per_second": 2, "burst": 0}, "burst=0"),
         ("db", {"per_second": 2, "burst": 1.5}, r"burst=1\.5"),
         ("db", {"at_one": 5}, "has no option 'at_one'; did you mean 'at_once'"),
-        ("", {"at_once": 1}, "its name is ''; it must be a text that is not empty"),
+        ("", {"at_once": 1}, "its name is ''; it must be a string that is not empty"),
         ("  ", {"at_once": 1}, "its name is '  '"),
         (5, {"at_once": 1}, "its name is 5"),
         (None, {"at_once": 1}, "its name is None"),

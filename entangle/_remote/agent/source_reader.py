@@ -103,7 +103,7 @@ class SourceReader:
             there, here = (".".join(map(str, version[:2])) for version in (self._version, sys.version_info))
             raise UnfitPythonError(
                 f"{definition['name']!r} was written for Python {there}, and Python {here} cannot read it: {error.msg} in "
-                f"{(error.text or '').strip()!r}"
+                f"{(error.text or '').strip()!r}. Write it as both can read it, or use the same version of Python there"
             ) from None
         return node.body[0] if isinstance(node, ast.If) else node
 

@@ -93,7 +93,9 @@ class SourceWriter:
             self._ready(value, f"argument {name!r}")
         self._catch_up()
         if self._later:
-            raise self._error("its classes need each other before they are made")
+            raise self._error(
+                "its classes need each other before they are made. Put them into a module, or use the same version of Python there"
+            )
         self.steps.append((CALL, task.function, task.layers, args, kwargs))
 
     @property
@@ -376,7 +378,10 @@ class SourceWriter:
         if isinstance(value, types.FunctionType):
             free = list(value.__code__.co_freevars)
             if "__class__" in free:
-                raise self._error(f"function {value.__qualname__!r} uses super(), and its class does not have it under its name")
+                raise self._error(
+                    f"function {value.__qualname__!r} uses super(), and its class does not have it under its name. Define it in the class, "
+                    "or use the same version of Python there"
+                )
             return {"kind": FUNCTION, "space": self._space(value.__globals__), "free": free, "doc": value.__doc__, **found}
         module = sys.modules.get(value.__module__)
         bare = [name for name, attribute in vars(value).items() if _is_task_of(value, name, attribute)]

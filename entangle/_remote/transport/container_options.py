@@ -32,7 +32,9 @@ def check_common(
         (isinstance(memory, int) and not isinstance(memory, bool) and memory > 0)
         or (isinstance(memory, str) and re.fullmatch(r"0*[1-9][0-9]*[bkmgBKMG]?", memory))
     ):
-        raise OptionError(f"@{decorator}: memory={value_in_short(memory)}; it must be a number of bytes, or a text such as '512m' or '2g'")
+        raise OptionError(
+            f"@{decorator}: memory={value_in_short(memory)}; it must be a number of bytes, or a string such as '512m' or '2g'"
+        )
     if cpus is not None and (isinstance(cpus, bool) or not isinstance(cpus, (int, float)) or not math.isfinite(cpus) or cpus <= 0):
         raise OptionError(f"@{decorator}: cpus={value_in_short(cpus)}; it must be a number above 0")
     if env is not None and not isinstance(env, Mapping):
@@ -41,7 +43,7 @@ def check_common(
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise OptionError(f"@{decorator}: env={value_in_short(env)}; {name!r} cannot be the name of an environment variable")
         if not isinstance(value, (str, int, float, os.PathLike)) or "\0" in str(value):
-            raise OptionError(f"@{decorator}: env={value_in_short(env)}; the value of {name!r} must be a text or a number")
+            raise OptionError(f"@{decorator}: env={value_in_short(env)}; the value of {name!r} must be a string or a number")
     return {
         "image": image,
         "packages": words(decorator, "packages", packages),
@@ -54,9 +56,9 @@ def check_common(
 
 
 def words(decorator: str, option: str, given: object) -> tuple[str, ...]:
-    """A list of texts as a tuple. A single text is refused: it would count as its letters."""
+    """A list of strings as a tuple. A single string is refused: it would count as its letters."""
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(word, str) and word.strip() for word in given):
-        raise OptionError(f"@{decorator}: {option}={value_in_short(given)}; it must be a list of texts")
+        raise OptionError(f"@{decorator}: {option}={value_in_short(given)}; it must be a list of strings")
     found = tuple(word.strip() for word in given)
     if any(word.startswith("-") for word in found):
         raise OptionError(f"@{decorator}: {option}={value_in_short(given)}; an entry must be a name, not an option with a dash")

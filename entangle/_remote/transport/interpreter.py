@@ -34,4 +34,6 @@ class InterpreterTransport(Transport):
         try:
             return ProcessStream([self.python, *arguments], environment)
         except OSError as error:
-            raise UnfitPythonError(f"@interpreter: {self.python!r} cannot be started: {error.strerror}") from None
+            raise UnfitPythonError(
+                f"@interpreter: {self.python!r} cannot be started: {error.strerror}; name a Python that runs on this machine"
+            ) from None

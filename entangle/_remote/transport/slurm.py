@@ -164,4 +164,4 @@ def _quoted(text: str) -> str:
 def check_line(line: str) -> None:
     """Refuse a setup line that is no line. Raises OptionError."""
     if "\n" in line or "\0" in line:
-        raise OptionError(f"@slurm: setup={line!r}; write each line of the shell as a text of its own")
+        raise OptionError(f"@slurm: setup={line!r}; write each line of the shell as a string of its own")

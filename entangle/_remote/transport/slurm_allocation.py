@@ -32,7 +32,7 @@ _serials = itertools.count(1)
 
 @dataclass(frozen=True)
 class Asked:
-    """What an allocation is asked for with. `time` is in seconds, `memory` a text of Slurm's."""
+    """What an allocation is asked for with. `time` is in seconds, `memory` as Slurm writes it."""
 
     time: float
     partition: str | None = None

@@ -44,7 +44,10 @@ class AtService(Layer):
         service = self.place.service
         seconds, life = timeout_below(rest), service.limits().life
         if seconds is not None and life is not None and seconds > life:
-            raise OptionError(f"task {rest.__name__!r}: timeout={seconds:g} is longer than {service.place} lets anything run ({life:g} s)")
+            raise OptionError(
+                f"task {rest.__name__!r}: timeout={seconds:g} is longer than {service.place} lets anything run ({life:g} s); "
+                "make it shorter"
+            )
         return AwayFunction(self.place, rest)
 
 

@@ -118,7 +118,10 @@ class Messages:
         self.box.send(ticket.name, envelope.written(head, parts))
         command = self._command(ticket)
         if sum(map(len, command)) > limits.message:
-            raise OptionError(f"{place}: it takes commands of {limits.message:,} characters, and that of task {call.name!r} is longer")
+            raise OptionError(
+                f"{place}: it takes commands of {limits.message:,} characters, and that of task {call.name!r} is longer. It holds the "
+                "address of the mailbox and the command of python=: make them shorter; in AWS, use credentials without a session token"
+            )
         call.let_go()
         ticket.message = Submission(ticket.name, call.name, command, seconds, ticket.attempt)
 

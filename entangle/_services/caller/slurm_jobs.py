@@ -113,7 +113,10 @@ class SlurmJobs(Service):
                     size = math.ceil(size / 2)
                     continue
                 if not tickets and not _bases:  # the jobs that are too many are not ours
-                    raise UnreachableError(f"{self.place}: Slurm takes no job: {full}") from None
+                    raise UnreachableError(
+                        f"{self.place}: Slurm takes no job: {full}. Wait until others of yours have ended (squeue --me), "
+                        "or ask for a higher limit"
+                    ) from None
                 break
             tickets += [f"{job}_{index}" for index in range(len(batch))]
         return tickets

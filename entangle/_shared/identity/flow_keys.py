@@ -118,7 +118,7 @@ class _Code:
             except NoContent as error:
                 raise _refused(
                     f"task {self.name!r} in a durable run: its code cannot be told from other code by {''.join(error.where) or 'a part'} "
-                    f"({why_refused(error)})"
+                    f"({why_refused(error)}). Open or make such a thing in the body"
                 ) from None
 
     def references(self) -> tuple[References, References]:

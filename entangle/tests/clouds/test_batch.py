@@ -328,12 +328,12 @@ def test_what_batch_says(job: dict[str, Any], state: str, reason: str, error: ty
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"queue": ""}, "must be a text"),
+        ({"queue": ""}, "must be a string"),
         ({"vcpus": 0}, "a number above 0"),
         ({"memory": "much"}, "'512MB' or '2GB'"),
         ({"gpus": -1}, "a whole number"),
         ({"architecture": "vax"}, "'x86_64' or 'arm64'"),
-        ({"env": ["A"]}, "a dict of texts"),
+        ({"env": ["A"]}, "a dict of strings"),
         ({"time": -1}, "a number of seconds"),
         ({"qeue": "x"}, "queue"),
     ],
@@ -350,7 +350,7 @@ def test_wrong_options(options: dict[str, Any], says: str) -> None:
         ({"keys": ["a", "b"], "profile": "p"}, "both name credentials"),
         ({"role": "admin"}, "the ARN of a role"),
         ({"endpoint": "localhost"}, "an address"),
-        ({"region": ""}, "must be a text"),
+        ({"region": ""}, "must be a string"),
         ({"buket": "x"}, "bucket"),
     ],
 )

@@ -320,7 +320,7 @@ def test_the_caller_is_killed(there: There, tmp_path: Path) -> None:
         ({"role": ROLE, "python": "3"}, r"python='3'; it must be the version of a runtime"),
         ({"role": ROLE, "python": "3.12", "image": "x"}, r"an image has its own"),
         ({"role": ROLE, "architecture": "sparc"}, r"architecture='sparc'; it must be 'x86_64' or 'arm64'"),
-        ({"role": ROLE, "env": {"A": 1}}, r"env must be a dict of texts"),
+        ({"role": ROLE, "env": {"A": 1}}, r"env must be a dict of strings"),
         ({"role": ROLE, "layers": "arn:x"}, r"layers= must be a list"),
         ({"role": ROLE, "qualifier": "3"}, r"qualifier= is for function="),
         ({"role": ROLE, "function": "f"}, r"function= names one that stands in Lambda, and role= is for the body below"),

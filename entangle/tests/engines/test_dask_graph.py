@@ -54,7 +54,7 @@ def test_an_address_that_is_none() -> None:
     for address in ("spark://host", "dask", "dask://", ""):
         with pytest.raises(OptionError, match="dask://host:8786"):
             entangle.engine(address)
-    with pytest.raises(OptionError, match="named by a text"):
+    with pytest.raises(OptionError, match="named by a string"):
         entangle.engine(3)  # type: ignore[arg-type]
 
 
