@@ -1,1 +1,1 @@
-"""Graphs of dask as runs: a graph becomes a Flow, and what dask's callbacks are told of its run."""
+"""Runs graphs of dask: compiles a graph to a Flow, and calls dask's callbacks for its tasks."""

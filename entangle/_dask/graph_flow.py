@@ -24,10 +24,10 @@ from entangle.flow import HERE, PROCESS, THREAD, UNCHANGING, Body, Flow, Shape, 
 class GraphFlow:
     """The flow of a graph, and where its keys are.
 
-    `places` has the node that gives the value of a key, or `~index` of a constant; `key_of` has the
-    key of the task of each node, or DATA. A flow of several keys has one more node, which takes
+    `places` maps a key to the node that gives its value, or to `~index` of a constant; `key_of` has
+    the key of the task of each node, or DATA. A flow of several keys has one more node, which takes
     their values. `flow` is None where all keys that are wanted are data. `by_fork` says that
-    workers must be forked: they have large arrays of this process only by that.
+    workers must be forked: only so do they have the large arrays of this process.
     """
 
     def __init__(
@@ -45,13 +45,14 @@ DATA = object()
 #: Arrays of at least this many bytes go to workers through the store, or by fork: pickled with the
 #: flow, each worker would have a copy.
 _LARGE = 1 << 20
-#: From this many bytes together on, workers are started by fork, which has them at no cost. Where a
-#: fork is not safe, chunks are cut out of them here, as by dask's `threads`.
+#: If the large arrays have this many bytes together, workers are forked: they inherit the arrays at
+#: no cost. Where a fork is not safe, threads of this process cut chunks out of them, as those of
+#: dask's `threads` do.
 MUCH = 64 << 20
 
 
 def compile_graph(graph: Mapping[Hashable, Any], keys: Sequence[Hashable], forks: Callable[[int], bool]) -> GraphFlow:
-    """The flow that gives the values of these keys: of one its value, of several their tuple.
+    """The flow that gives the values of these keys: the value of one, a tuple of several.
 
     `graph` has nodes of dask by their keys. What the keys do not need is left out. Raises KeyError
     for a key that the graph does not have, ValueError where a task needs one, CycleError for a
@@ -61,14 +62,15 @@ def compile_graph(graph: Mapping[Hashable, Any], keys: Sequence[Hashable], forks
 
 
 class _Nested(Exception):
-    """Raised for an argument that holds another task: that runs in the body of the outer one."""
+    """Raised for an argument that holds another task, which then runs in the body of the outer
+    task."""
 
 
 class _TaskBody(Body):
-    """The body of a task: its function, which errors show with the names of its parameters."""
+    """The body of a task: its function. Errors show it with the names of its parameters."""
 
     def parameters(self) -> tuple[list[str], str | None]:
-        """Those of the function, if they are known."""
+        """The parameters of the function, if they are known."""
         return positional_names(self.function)
 
 
@@ -83,13 +85,13 @@ class _Compiler:
         self.cast, self.subgraph = spec._identity_cast, spec._execute_subgraph
         self.task_kind, self.usual_call = spec.Task, spec.Task.__call__
         self.key_split, self.name_of = key_split, funcname
-        #: For each key met a number of `nodes`, or ~index of a constant; None while what it takes
-        #: is being visited.
+        #: For each key met, an index of `nodes`, or ~index of a constant; None while its inputs are
+        #: being visited.
         self.places: dict[Hashable, int | None] = {}
         self.nodes: list[tuple[int, int, list[int]]] = []  # body, shape, inputs
         self.key_of: list[Hashable] = []
         self.constants: list[Any] = []
-        #: The places of large arrays among them.
+        #: The places of the large arrays among the constants.
         self.large: list[int] = []
         #: The bytes of arrays in tasks that dask has fused with them, by key.
         self.held: dict[Hashable, int] = {}
@@ -138,7 +140,7 @@ class _Compiler:
         return GraphFlow(flow, places, key_of, self.constants, by_fork)
 
     def _read_here(self) -> None:
-        """Have tasks that cut chunks out of large arrays run in threads of this process."""
+        """Make tasks that cut chunks out of large arrays run in threads of this process."""
         large, here = set(self.large), dict[int, int]()
         for at, (number, shape, inputs) in enumerate(self.nodes):
             body = self.bodies[number]
@@ -152,7 +154,8 @@ class _Compiler:
                 self.nodes[at] = (here[number], shape, inputs)
 
     def _add_data(self) -> list[int]:
-        """Give large arrays nodes of their own, which publish them for workers; gives the nodes."""
+        """Give large arrays nodes of their own, which put them into the store for workers; gives
+        the nodes."""
         takers = [inputs for body, _, inputs in self.nodes if self.bodies[body].carrier == PROCESS]
         taken = set().union(*takers)
         node_of = {place: len(self.nodes) + at for at, place in enumerate(place for place in self.large if place in taken)}
@@ -235,8 +238,8 @@ class _Compiler:
         return self._body(key, _evaluate, carrier), self._shape(len(flat), (), None), flat
 
     def _stays(self, task: Any) -> bool:
-        """Whether a task runs in a thread of this process: it takes a lock, which would exclude
-        nobody in other processes, or stores into an object that is here."""
+        """Whether a task must run in a thread of this process: it takes a lock, which excludes
+        nothing in other processes, or it stores into an object of this process."""
         function = task.func
         if getattr(function, "__name__", "") in _STORING and function.__module__ == "dask.array.core":
             return True
@@ -252,7 +255,7 @@ class _Compiler:
         return False
 
     def _size_inside(self, inner: dict[Hashable, Any]) -> int:
-        """The bytes of arrays in the tasks that one task is fused of."""
+        """The bytes of the arrays in the tasks that dask has fused into one."""
         size = 0
         for task in inner.values():
             if isinstance(task, self.data):
@@ -264,8 +267,8 @@ class _Compiler:
     def _is_owner(self, task: Any) -> bool:
         """Whether a task makes files of partd, on which bags and dataframes shuffle.
 
-        They go with the object that made them, not with copies of it in other processes. So this
-        process makes them, and they stay as long as the graph.
+        The files are removed together with the object that made them. A worker would drop that
+        object at its end. So this process makes them, and they stay as long as the graph.
         """
         function = task.func
         while isinstance(function, functools.partial):
@@ -314,7 +317,7 @@ class _Compiler:
         prefix = self.prefixes.get(first)
         if prefix is None:
             prefix = str(self.key_split(first))
-            # A key that has no hash or number at its end is the user's own, and says of one task.
+            # A key without a hash or a number at its end is the user's own, and names one task.
             prefix = self.prefixes[first] = "" if prefix == first and type(key) is not tuple else prefix
         found = self.body_numbers.get((id(function), prefix, carrier))
         if found is None:

@@ -1,4 +1,4 @@
-"""One execution of a graph of dask: a Run whose tasks callbacks are told of."""
+"""One execution of a graph of dask: a Run that calls dask's callbacks for its tasks."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from entangle._worker.worker import here
 class GraphRun(Run):
     """One execution of the flow of a graph.
 
-    `telling` is told of its tasks. With `rerun`, a task that fails runs once more in this thread,
-    with the same arguments, where a debugger can look at it.
+    `telling` hears of each task that begins and ends. With `rerun`, a task that fails runs once
+    more in this thread, with the same arguments, where a debugger can look at it.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class GraphRun(Run):
         observer: Observer | None = None,
     ) -> None:
         assert graph.flow is not None
-        # In a session, graphs use its workers. Those of a graph in a task end with it.
+        # In a session, graphs use the workers of the session. The workers of a graph that runs in a
+        # task end with the graph.
         inside = here.worker is not None and here.worker.in_process
         own = None if inside or graph.by_fork or current() is not None else _session()
         super().__init__(graph.flow, "fork" if graph.by_fork else _way(not inside), observer, workers=workers)
@@ -47,10 +48,11 @@ class GraphRun(Run):
         tasks = [node for node, key in enumerate(graph.key_of) if key is not DATA]
         self._keeps = rerun or (telling is not None and telling.takes_values)
         if self._keeps:
-            # Every value goes into the store, and stays until it has been told or is of no use.
+            # Every value goes into the store. It stays until callbacks have had it; with `rerun`,
+            # until no task needs it any more.
             self.flow.kept = frozenset(tasks)
         self._left = tasks
-        #: For each task how many of those that take its value have not ended.
+        #: For each task, how many of the tasks that take its value have not ended.
         self._takers = [len(self.flow.takers(node)) for node in range(self.flow.count)] if rerun else []
         self._looks_at = 0.0
 
@@ -95,7 +97,8 @@ class GraphRun(Run):
         if ended:
             gone = frozenset(ended)
             self._left = [node for node in self._left if node not in gone]
-            # Nobody begins before what it takes has ended; nodes of one moment stand in order.
+            # By the time of their end. No task begins before its inputs have ended, and nodes that
+            # end in one moment are in order of their numbers.
             ended.sort(key=lambda node: (table.record(node)[1], node))
         for node in ended:
             self._end(node, site, store)
@@ -111,7 +114,7 @@ class GraphRun(Run):
         if self._telling is not None:
             started, ended, _, _, _, pid, _, _ = site.table.record(node)
             value = None
-            if self._telling.takes_values:  # in an inline run, this must not be the last time
+            if self._telling.takes_values:  # in an inline run, the value must stay for the run
                 value = site.local[node] if node in site.local else self._value_of(node, site, store)
             self._telling.ended(node, value, started, ended, pid)
         if not self._keeps or store is None:
@@ -125,7 +128,7 @@ class GraphRun(Run):
                 self._release(taken, site, store)
 
     def _release(self, node: int, site: Site, store: Store) -> None:
-        """Take a kept value for the last time, unless it is that of the run."""
+        """Drop a kept value, unless it is the value of the run."""
         if node in self.flow.sinks or node not in self.flow.kept:
             return
         with site.table.locked(UNCLAIMED):
@@ -135,14 +138,14 @@ class GraphRun(Run):
 
 
 def _way(warm: bool) -> str:
-    """How workers of a graph are started: all in one way. dask groups by `hash`, so they must agree
-    on those of texts, and forked ones have the caller's."""
+    """How the workers of a graph are started: all in one way. dask groups by `hash`, so they must
+    agree on the hashes of strings. Forked workers have those of the caller."""
     way = chosen_way(None)
     return way if way != "auto" or warm else "fork" if fork_is_safe() else "forkserver"
 
 
 def forks(large: int) -> bool:
-    """Whether the workers of a graph are forked; it has `large` bytes of arrays of this process."""
+    """Whether the workers are forked for a graph with `large` bytes of arrays of this process."""
     way = chosen_way(None)
     return way == "fork" or (way == "auto" and large >= MUCH and fork_is_safe())
 
@@ -152,7 +155,7 @@ _opened: Session | None = None
 
 
 def _session() -> Session:
-    """The warm workers that graphs have in this process."""
+    """The warm workers that graphs use in this process."""
     global _opened
     with _guard:
         if _opened is None:
@@ -161,7 +164,7 @@ def _session() -> Session:
 
 
 def close() -> None:
-    """End the warm workers that graphs have in this process."""
+    """End the warm workers that graphs use in this process."""
     global _opened
     with _guard:
         ended, _opened = _opened, None

@@ -1,9 +1,9 @@
-"""What the callbacks of dask are told of a run, as far as it can be seen from outside.
+"""Calls dask's callbacks for the tasks of a run.
 
-No scheduler stands between the tasks of a run: its caller looks at the table every few
-milliseconds, and sooner where a value is kept for it. Each look tells what has begun and ended
-since the last one: every task after those that it takes, with the state that dask's schedulers
-keep, by dask's own functions.
+No scheduler stands between the tasks of a run. So the caller looks at the table every few
+milliseconds, and sooner where a value is kept for it. Each look calls the callbacks for what has
+begun and ended since the last one, for every task after its inputs. dask's own functions keep the
+state that its schedulers would pass to callbacks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Callback = tuple[Callable[..., Any] | None, ...]
 
 
 class Telling:
-    """Tells callbacks of the tasks of one run. `graph` is what they take for the graph."""
+    """Calls callbacks for the tasks of one run. `graph` is the graph that they get."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Telling:
         self._profilers = _profilers(self._posttask)
         self._aliases = {key for key, task in graph.items() if type(task) is Alias}
         self._begun: set[Hashable] = set()
-        #: From the clock of the table to that of dask's profilers (seconds).
+        #: What to add to a time of the table for the clock of dask's profilers (seconds).
         self._shift = time.perf_counter() - time.monotonic()
         self._tell_aliases(self.state["ready"], 0, 0, 0)
 
@@ -54,7 +54,7 @@ class Telling:
         return bool(self._posttask)
 
     def begun(self, node: int) -> None:
-        """Tell that a task runs, unless it takes one whose end has not been told yet."""
+        """Tell that a task runs, unless the end of one of its inputs has not been told yet."""
         key = self._compiled.key_of[node]
         if key not in self._begun and key not in self.state["waiting"]:
             self._begin(key)
@@ -68,7 +68,7 @@ class Telling:
         self._tell_aliases(self.state["dependents"][key], started, ended, pid)
 
     def looked(self) -> None:
-        """Drop from the list of what is ready what has begun."""
+        """Drop tasks that have begun from the list of those that are ready."""
         self.state["ready"][:] = [key for key in self.state["ready"] if key not in self._begun]
 
     def _begin(self, key: Hashable) -> None:
@@ -88,12 +88,13 @@ class Telling:
         for tell in self._posttask:
             tell(key, value, self._graph, state, pid)
         for profiler in self._profilers:
-            # It has asked its clock when it was told. The table knows when the task ran.
+            # The profiler took the time when it was called. The table knows when the task ran.
             first = profiler._results[key]
             profiler._results[key] = (*first[:2], started / 1e9 + self._shift, ended / 1e9 + self._shift, pid)
 
     def _tell_aliases(self, keys: Iterable[Hashable], started: int, ended: int, pid: int) -> None:
-        """Tell aliases that are ready: to dask they are tasks, here they are no nodes."""
+        """Tell of aliases that are ready: dask takes them for tasks, a flow has no nodes for
+        them."""
         ready = [key for key in keys if key in self._aliases and key not in self.state["waiting"] and key not in self._begun]
         while ready:
             key = ready.pop()
@@ -104,7 +105,8 @@ class Telling:
 
 
 def _profilers(posttask: list[Callable[..., Any]]) -> list[Any]:
-    """dask's profilers among the callbacks. What times a callback itself takes cannot be mended."""
+    """dask's profilers among the callbacks: their times can be corrected. Those that other
+    callbacks take cannot."""
     module = sys.modules.get("dask.diagnostics.profile")
     owners = [getattr(tell, "__self__", None) for tell in posttask]
     return [owner for owner in owners if module is not None and isinstance(owner, module.Profiler)]

@@ -1,1 +1,1 @@
-"""Any executor of concurrent.futures as a place for calls: `@on`."""
+"""Runs calls in any executor of concurrent.futures: `@on`."""

@@ -1,7 +1,7 @@
-"""A call as an executor gets it: a function of this module, and bytes. Both sides are here.
+"""The message of a call to an executor: a function of this module, and bytes. Both sides are here.
 
-The executor's own pickler sees nothing of the user's: the function, the layers below the place and
-the arguments are pickled by ours, as for any other place, and so is what comes back.
+Our pickler makes the bytes of the function, the layers below the place and the arguments, as for
+any other place, and those of the value. So the executor's own pickler sees no object of the user.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from entangle._tasks.resolving import resolved
 from entangle._worker.failures import describe, set_traceback
 from entangle.errors import EntangleError, UnfitPythonError, UnpicklableError
 
-#: What comes back: whether there is a value, the seconds of the body, and the pickle of the value,
-#: or of the report of its error.
+#: What comes back: whether there is a value, the seconds of the body, and the pickle of the value
+#: or of the report of the error.
 Answer = tuple[bool, float, bytes]
 
 
@@ -52,9 +52,9 @@ def _dumped(whole: Any, task: Any, parts: list[tuple[str, Any]]) -> bytes:
 
 
 def perform(name: str, attempt: int, python: tuple[int, int], task: bytes, arguments: bytes, unique: bytes) -> Answer:
-    """Run a call, wherever the executor does that; gives its answer. Raises nothing.
+    """Run a call where the executor runs it; gives the answer. Raises nothing.
 
-    `unique` tells it from other calls: Dask takes equal ones for one.
+    `unique` tells it from other calls: Dask takes equal calls for one.
     """
     began = time.perf_counter()
     try:
@@ -79,12 +79,12 @@ def perform(name: str, attempt: int, python: tuple[int, int], task: bytes, argum
 
 @passes_on
 def called(task: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The value of a task: as a run of its own where it has layers, which the engine enforces."""
+    """The value of a task. One with layers is a run of its own, so that they hold."""
     return resolved(task.function(*args, **kwargs) if not task.layers else task(*args, **kwargs))
 
 
 def value_of(name: str, body: bytes) -> Any:
-    """The value that has come back. Raises EntangleError if it cannot be made here."""
+    """The value that has come back. Raises EntangleError if it cannot be unpickled here."""
     try:
         return pickle.loads(body)
     except Exception as problem:
@@ -94,7 +94,7 @@ def value_of(name: str, body: bytes) -> Any:
 
 
 def error_of(name: str, body: bytes) -> BaseException:
-    """The error that has come back, with the traceback of there as its cause."""
+    """The error that has come back, with its traceback from there as its cause."""
     report: dict[str, Any] = pickle.loads(body)
     error: BaseException
     try:

@@ -1,4 +1,4 @@
-"""The calls of a place on their way into an executor that may not take them at once."""
+"""Submits calls to an executor whose `submit` may wait."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _IDLE = 0.05
 
 
 class Waits:
-    """What a call has for a handle while it waits in line."""
+    """The handle of a call that waits in line."""
 
     #: Whether nobody wants it any more; whether it is being submitted.
     cancelled = submitting = False
 
 
 class SubmitLine:
-    """Submits calls one after another, in a thread that is there while there are any.
+    """Submits calls one after another, in a thread that exists while there are any.
 
-    A full queue, or a function that takes its time to make the executor, holds up nobody else.
+    So a full queue, or a function that takes long to make the executor, holds up no other calls.
     """
 
     def __init__(self, ready: Callable[[], Any], submit: Callable[[Any, AwayCall], None]) -> None:
@@ -42,7 +42,7 @@ class SubmitLine:
     def add(self, calls: Sequence[AwayCall]) -> None:
         """Have these calls submitted. Returns at once."""
         if self._pid != os.getpid():
-            self._forget()  # the thread is its parent's
+            self._forget()  # this process is a fork, and the thread is its parent's
         for call in calls:
             call.handle = Waits()
         with self._guard:

@@ -1,6 +1,6 @@
 """Images that hold a Python and the packages that functions need, for docker, Batch, Fargate and
 Lambda.
 
-Packages are had here, by the pip and the settings of whoever builds, for the Python of the base
-image; what pip knows of this machine (an index, a login, a certificate) never enters the image.
+The pip of this machine downloads the packages, with its settings, for the Python of the base image.
+What pip knows here (an index, a login, a certificate) never enters the image.
 """

@@ -1,6 +1,6 @@
-"""What docker gets to build from: a Dockerfile, packages, and how Python finds them.
+"""The build context for docker: a Dockerfile, packages, and a file by which Python finds them.
 
-The same packages make the same bytes, so docker finds the layers that it has made before.
+The same packages make the same bytes, so docker reuses the layers that it has made before.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from typing import IO, Any
 from entangle._images.base_python import BasePython
 
 PACKAGES, SITE, DOCKERFILE = "packages", "site", "Dockerfile"
-#: Where packages lie in an image: a folder for each image that was built upon another of ours.
+#: Where packages lie in an image. One that was built upon another of ours has a folder of each.
 _ALL = "/opt/entangle/"
-#: docker's own, for a container of an image that names none.
+#: The PATH that docker gives a container whose image has none.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: 1980-01-01, before which a zip file cannot say a time.
+#: 1980-01-01, the earliest time that a zip file can hold.
 _TIME = 315_532_800
 
-#: In front of the base's own packages, so that a version here counts; behind the standard library.
+#: Puts the packages behind the standard library, and before those of the base, so that these
+#: versions are the ones that are imported.
 _FINDS = """\
 \"\"\"Has this Python find the packages of the image before those of its base.\"\"\"
 
@@ -35,8 +36,8 @@ _added = [one for one in sys.path if one not in _before]
 _at = next((at for at, one in enumerate(_before) if one.startswith({all!r}) or one.endswith("-packages")), len(_before))
 sys.path[:] = _before[:_at] + _added + _before[_at:]
 """
-#: Compiled with hashes that nobody checks: whoever runs the image may not write there, and times
-#: change on the way through registries.
+#: Compiles with hashes that are not checked: the user of a container may not be allowed to write
+#: there, and files get other times on the way through registries.
 _COMPILES = (
     "import compileall, py_compile; "
     "compileall.compile_dir({place!r}, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
@@ -44,12 +45,12 @@ _COMPILES = (
 
 
 def place(level: int) -> str:
-    """Where the packages of an image lie that stands on `level - 1` others of ours."""
+    """The folder of the packages of an image that was built upon `level - 1` others of ours."""
     return f"{_ALL}packages-{level:03}"
 
 
 def add_finder(folder: str, level: int) -> None:
-    """Write what makes a Python find the packages, for its site packages."""
+    """Write the file for the site packages by which a Python finds the packages."""
     os.mkdir(folder)
     module = f"_entangle_packages_{level:03}"
     finds = _FINDS.format(place=place(level), all=_ALL)
@@ -61,7 +62,8 @@ def add_finder(folder: str, level: int) -> None:
 def dockerfile(
     base: dict[str, Any], python: BasePython, folder: str, level: int, entry: list[str], command: list[str], labels: Mapping[str, str]
 ) -> str:
-    """The text of a Dockerfile for what lies in a folder. Labels are one step: each takes time."""
+    """The text of a Dockerfile for the content of a folder. All labels are one step: each step
+    takes time."""
     config = base.get("Config") or {}
     environment = dict(one.partition("=")[::2] for one in config.get("Env") or ())
     lines = [f"FROM {base['Id']}"]
@@ -69,7 +71,7 @@ def dockerfile(
         lines += [f"COPY {PACKAGES} {place(level)}", f"COPY {SITE} {python.site}/"]
         if python.runs:
             user = config.get("User") or ""
-            # Without a user in the base there must be none here: it then runs as the caller.
+            # A base without a user must stay so: its container runs as the user of the caller.
             lines += [*(["USER 0"] if user else []), f"RUN {json.dumps([python.executable, '-c', _COMPILES.format(place=place(level))])}"]
             lines += [f"USER {user}"] if user else []
         if os.path.isdir(os.path.join(folder, PACKAGES, "bin")):
@@ -93,7 +95,7 @@ def pack(folder: str, recipe: str, into: IO[bytes]) -> None:
                 info.uid = info.gid = 0
                 info.uname = info.gname = ""
                 info.mtime = _TIME
-                # For every user: Lambda's is nobody's that one knows.
+                # Readable for every user: which one Lambda uses is not known.
                 info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
                 if info.isreg():
                     with open(path, "rb") as file:

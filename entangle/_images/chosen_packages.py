@@ -2,7 +2,7 @@
 
 So the index, the login and the certificate that pip knows here are enough: the image needs no pip,
 and a container no network. pip evaluates markers, such as `python_version < "3.11"`, for the Python
-that runs it, whatever `--python-version` says; that one thing is set here for the other Python.
+that runs it, whatever `--python-version` says; only that is changed here, to the other Python.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ evaluated.default_environment = lambda: dict(markers)
 from pip._internal.cli.main import main
 sys.exit(main())
 """
-#: Lines of pip's that tell what it is doing.
+#: The beginnings of lines in which pip says what it does.
 _NEWS = ("Collecting ", "Downloading ", "Processing ", "Installing collected")
 
 
@@ -106,7 +106,7 @@ def _why(needs: Needs, python: BasePython, lines: list[str]) -> str:
 
 
 def _name_the_python(folder: str, executable: str) -> None:
-    """Have scripts name the Python of the image; pip wrote that of this machine."""
+    """Make scripts name the Python of the image; pip wrote the name of the one here."""
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         path = os.path.join(folder, name)
         with open(path, "rb") as file:

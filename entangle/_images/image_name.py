@@ -19,7 +19,7 @@ _LONGEST = 255
 
 @dataclass(frozen=True)
 class ImageName:
-    """A name that a built image can have; `registry` is "" where the name says none."""
+    """A name that a built image can have; `registry` is "" if the name has none."""
 
     name: str
     tag: str
@@ -30,9 +30,9 @@ class ImageName:
 
 
 def image_name(text: object) -> ImageName:
-    """The parts of a name. Raises OptionError, with what is wrong with it."""
+    """The parts of a name. Raises OptionError, which says what is wrong with it."""
     if not isinstance(text, str) or not text:
-        raise OptionError(f"the tag of an image must be a text such as 'work:1', not {value_in_short(text)}")
+        raise OptionError(f"the tag of an image must be a string such as 'work:1', not {value_in_short(text)}")
     if "@" in text:
         raise OptionError(f"{text!r} cannot be the tag of an image: a digest is known when the image is there; write NAME:TAG")
     name, colon, tag = text.rpartition(":")

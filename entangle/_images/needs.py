@@ -1,4 +1,4 @@
-"""What an image must hold: packages as pip takes them, and versions for what those need."""
+"""What an image must hold: packages as pip takes them, and versions of their dependencies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from entangle._tasks.option_values import check_path
 from entangle.errors import OptionError
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
-#: A requirement that always means the same: a name, perhaps with extras, and a version.
+#: A requirement that always gives the same package: a name, perhaps with extras, and a version.
 _PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(?:\[[^\]]*\])?\s*==\s*[^\s*;,]+")
 
 
@@ -32,16 +32,16 @@ class Needs:
     packages: tuple[str, ...] = ()
     #: A requirements file of pip's.
     file: str | None = None
-    #: Versions for what the packages need in turn.
+    #: The versions of their dependencies.
     constraints: tuple[str, ...] = ()
     #: Whether functions import some of the packages, whose versions are then those installed here.
     imported: bool = False
-    #: Modules that functions import, and that are not here.
+    #: Modules that functions import and that are not installed here.
     left_out: tuple[str, ...] = ()
 
     @property
     def fixed(self) -> bool:
-        """Whether these packages are the same ones whenever they are asked for."""
+        """Whether an installation gives the same packages at any time."""
         lines = [line.partition(" #")[0].strip() for line in self._text().splitlines()]
         named = [line for line in lines if line and not line.startswith("#")]
         return all(os.path.isfile(one) or _PINNED.fullmatch(one) for one in self.packages) and all(map(_PINNED.fullmatch, named))
@@ -72,7 +72,7 @@ class Needs:
 def needs(packages: Sequence[str], file: str | os.PathLike[str] | None, functions: Iterable[Callable[..., Any]]) -> Needs:
     """The packages that were named, and those that functions import, as installed here.
 
-    What was named goes before what is installed here. Raises OptionError.
+    A version that was named counts, not the one installed here. Raises OptionError.
     """
     if isinstance(packages, str) or not isinstance(packages, Iterable) or not all(isinstance(one, str) and one.strip() for one in packages):
         raise OptionError(f"packages={value_in_short(packages)}; it must be a list of strings, as ['numpy==2.1']")
@@ -103,29 +103,30 @@ def needs(packages: Sequence[str], file: str | os.PathLike[str] | None, function
 
 
 def with_these(found: Needs, names: Iterable[str]) -> Needs:
-    """The needs and these packages, in the versions installed here, if there are any."""
+    """The needs and these packages, in the versions that are installed here, if they are."""
     told = {_key(one) for one in (*found.packages, *found._text().splitlines())}
     more = [version_of(name) or name for name in names if _key(name) not in told]
     return replace(found, packages=(*found.packages, *more))
 
 
 def _key(requirement: str) -> str:
-    """The name in a requirement or in that of a wheel, as indexes compare names; "" for none."""
+    """The name in a requirement or in the name of a wheel, as indexes compare names; "" if there
+    is none."""
     text = os.path.basename(requirement).partition("-")[0] if requirement.endswith(".whl") else requirement
     name = _NAME.match(text.strip())
     return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
 
 
 def _unknown(functions: Iterable[Callable[..., Any]]) -> list[str]:
-    """The modules that functions import, and that are not here."""
+    """The modules that functions import and that are not installed here."""
     modules = {one for function in functions for one in modules_behind(function)[1]}
     return sorted(one for one in modules if one not in sys.modules and importlib.util.find_spec(one) is None)
 
 
 def _below(wanted: Iterable[str]) -> list[str]:
-    """The distributions that these need in turn, `name==version` as installed here, sorted.
+    """The dependencies of these distributions, `name==version` as installed here, sorted.
 
-    Markers and extras are not looked at: a version for what nobody needs does no harm.
+    Markers and extras are ignored: a version of a package that nothing needs does no harm.
     """
     found: dict[str, str] = {}
     waiting = [one.partition("==")[0] for one in wanted]
@@ -136,7 +137,7 @@ def _below(wanted: Iterable[str]) -> list[str]:
         found[_key(name)] = ""
         with contextlib.suppress(metadata.PackageNotFoundError):
             distribution = metadata.distribution(name)
-            # A working copy, or what came from a file: no index has it in this version.
+            # With that file, it is a working copy or came from a file: no index has this version.
             if distribution.read_text("direct_url.json") is None:
                 found[_key(name)] = f"{name}=={distribution.version}"
             waiting += [match[0] for one in distribution.requires or () if (match := _NAME.match(one))]

@@ -13,7 +13,7 @@ _NOT_LET_IN = ("denied", "unauthorized", "no basic auth", "authentication requir
 
 
 def check_registry(name: ImageName) -> None:
-    """Raises OptionError for a name without a registry: docker would take one that nobody named."""
+    """Raises OptionError for a name without a registry: docker would push it to its own."""
     if not name.registry:
         raise OptionError(f"{str(name)!r} names no registry to push to; write HOST/NAME:TAG, as 'localhost:5000/{name}'")
 
@@ -21,7 +21,7 @@ def check_registry(name: ImageName) -> None:
 def push(client: Any, name: ImageName, told: Callable[[str], None]) -> str:
     """Push; gives the digest, by which the image can be pulled as HOST/NAME@DIGEST.
 
-    docker's own logins are used. Raises ImageError where the registry does not take it.
+    docker's own logins are used. Raises ImageError if the registry does not take the image.
     """
     from docker import errors
 
@@ -33,7 +33,7 @@ def push(client: Any, name: ImageName, told: Callable[[str], None]) -> str:
             if event.get("status"):
                 told(" ".join(part for part in (event.get("id", ""), event["status"], event.get("progress", "")) if part))
             digest = (event.get("aux") or {}).get("Digest") or digest
-    except errors.DockerException as error:  # also a login helper that is missing
+    except errors.DockerException as error:  # a missing login helper is one of these, too
         raise ImageError(_why(name, str(getattr(error, "explanation", None) or error))) from None
     if not digest:
         raise ImageError(f"{name} was pushed, and docker does not say which digest it has there; look at the registry {name.registry}")

@@ -1,1 +1,1 @@
-"""joblib's tasks on warm workers: the backend, and how batches of tasks travel."""
+"""Runs joblib's tasks on warm workers: the backend, and how batches of tasks travel."""

@@ -33,13 +33,11 @@ from entangle._tasks.unknown_options import refuse_options
 from entangle._worker import library_threads
 from entangle.errors import OptionError
 
-#: The name under which joblib knows the backend.
 NAME = "entangle"
 
-#: Options of the backend.
 _OPTIONS = ("inner_max_num_threads", "idle_worker_timeout", "initializer", "initargs")
-#: What `Parallel` passes to every backend. Arrays are mapped in any case, so those about mapping
-#: change nothing here.
+#: Options that `Parallel` passes to every backend. Those about mapping change nothing here: arrays
+#: are mapped in any case.
 _OF_PARALLEL = frozenset({"max_nbytes", "temp_folder", "mmap_mode", "prefer", "require", "verbose", "context"})
 
 
@@ -57,7 +55,7 @@ def joblib_parallel() -> Any:
 
 
 class Backend:
-    """What joblib asks of a backend. `kind` puts joblib's own classes below it."""
+    """The methods that joblib wants of a backend. `kind` makes a class of it and joblib's own."""
 
     supports_retrieve_callback = True
     supports_return_generator = True
@@ -82,9 +80,9 @@ class Backend:
         self.parallel: Any = None
         self._settings: WorkerSettings | None = None
         self._workers: Lease | None = None
-        #: The cookies of the budget that this call holds, by their cells.
+        #: The cookies of the budget that this call holds, as numbers of their cells.
         self._cookies: list[int] = []
-        #: The threads in which joblib is being called back.
+        #: The threads that are in a callback of joblib.
         self._calling_back: list[threading.Thread] = []
 
     def __reduce__(self) -> Any:
@@ -110,13 +108,13 @@ class Backend:
             f"joblib.Parallel on the backend {NAME!r}", _OPTIONS, {name: stated[name] for name in stated if name not in _OPTIONS}
         )
         if self._workers is not None and self.parallel is not parallel:
-            # Another call still uses this backend, as one whose values a generator gives.
+            # Another call still uses this backend, such as one whose values a generator gives.
             raise parallel_module.FallbackToBackend(_backend(self.nesting_level, self.inner_max_num_threads, self.options))
         self._end()
         wanted = self.effective_n_jobs(n_jobs)
         if wanted > 1 and self._is_nested():
-            # All levels share the CPUs: no more workers than there are cookies for. The one in
-            # which this is called waits meanwhile, so its place is free.
+            # All levels share the CPUs: no more workers than there are cookies for. The worker in
+            # which this is called waits meanwhile, so one needs no cookie.
             self._take_cookies(wanted - 1)
             wanted = 1 + len(self._cookies)
         if wanted == 1:
@@ -143,8 +141,8 @@ class Backend:
         )
 
     def _environment(self, workers: int, threads: int | None) -> tuple[tuple[str, str], ...]:
-        """The variables by which numerical libraries keep to their share in each worker: those that
-        the user has set stay, unless `inner_max_num_threads` is given."""
+        """The variables that keep numerical libraries to their share of the CPUs in each worker.
+        Those that the user has set stay, unless `inner_max_num_threads` is given."""
         each = max((share or joblib_parallel().cpu_count()) // workers, 1)
         found = {}
         for name in self.MAX_NUM_THREADS_VARS:
@@ -162,16 +160,16 @@ class Backend:
             self._take_cookies(self._settings.workers - 1 - len(self._cookies))
 
     def stop_call(self) -> None:
-        """A call of `Parallel` is over. Nested ones keep their cookies as long as their workers."""
+        """A call of `Parallel` is over. A nested one keeps its cookies as long as its workers."""
         if not self._is_nested():
             self._give_cookies()
 
     def _forget_the_last_call(self) -> None:
-        """Take out of the `Parallel` what a failed call has left in it: batches that were ready
-        to be sent would be taken for the first ones of this call."""
+        """Remove what a failed call has left in the `Parallel`. Else this call would send the
+        batches that were ready as its own first ones."""
         parallel, here = self.parallel, threading.current_thread()
-        # A callback of that call may count its batch, or send another one, as late as now. One that
-        # begins from here on sees that its call is over.
+        # A callback of that call may still count its batch, or send another one: wait for it. A
+        # callback that begins from here on sees that its call is over.
         while any(thread is not here and thread.is_alive() for thread in self._calling_back.copy()):
             time.sleep(0.001)
         if parallel is None:
@@ -213,7 +211,7 @@ class Backend:
             raise plain(error) from error.__cause__
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Drop what is under way: what waits is cancelled; workers that are busy are killed."""
+        """Drop what is under way: cancel batches that wait, and kill workers that are busy."""
         workers, self._workers = self._workers, None
         if workers is None:
             return
@@ -223,7 +221,7 @@ class Backend:
             self._workers = Lease(self._settings)
 
     def terminate(self) -> None:
-        """The `Parallel` is done with its workers: the next one gets them."""
+        """The `Parallel` is done with its workers; the next one gets them."""
         self._end()
         self.reset_batch_stats()
 
@@ -261,7 +259,8 @@ _kind: Any = None
 
 
 def kind() -> Any:
-    """The class of the backend: made when it is first needed, as joblib is imported only then."""
+    """The class of the backend. It is made at the first use: importing this must not import
+    joblib."""
     global _kind
     if _kind is None:
         parallel = joblib_parallel()
@@ -282,7 +281,7 @@ share = 0
 
 
 def _begin_worker(environment: Sequence[tuple[str, str]], authkey: bytes, initializer: bytes | None) -> None:
-    """What a worker does before its first batch."""
+    """Prepare a worker for its first batch."""
     global share
     import multiprocessing
 

@@ -1,8 +1,7 @@
-"""Batches of joblib's tasks on their way to a worker, and what runs them there.
+"""Sends batches of joblib's tasks to a worker, and runs them there.
 
-What is large in a batch is stored once for all batches that are under way
-(`_shared/shared_buffers.py`). An array of a `numpy.memmap` travels as the name of its file, so that
-tasks write to that file.
+A large buffer is stored once for all batches that are under way (`_shared/shared_buffers.py`). An
+array of a `numpy.memmap` travels as the name of its file, so that tasks write to that file.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from entangle.errors import UnpicklableError, add_note
 
 
 class UnpicklableTaskError(UnpicklableError, pickle.PicklingError):
-    """A task of `Parallel` cannot be sent to a worker; the text names the part. The author's
+    """A task of `Parallel` cannot be sent to a worker; the message names the part. The author's
     fault."""
 
     __module__ = "entangle.joblib"  # where users find it, so that tracebacks say so
 
 
 def pickled(batch: Any, buffers: SharedBuffers, held: list[Reference]) -> bytes:
-    """Pickle a batch; its large buffers are in `held` then."""
+    """Pickle a batch; adds its large buffers to `held`."""
     found: list[memoryview] = []
     try:
         body = dumps(batch, aside(found), found.clear)
@@ -42,7 +41,7 @@ def pickled(batch: Any, buffers: SharedBuffers, held: list[Reference]) -> bytes:
 
 
 def dumps(value: Any, callback: Callable[[pickle.PickleBuffer], bool] | None, again: Callable[[], object] | None = None) -> bytes:
-    """Pickle for a worker, which has another `__main__`: its definitions travel by value."""
+    """Pickle for a worker. It has another `__main__`, so what ours defines travels by value."""
     module_lookup.look_afresh()
     file = io.BytesIO()
     try:
@@ -64,7 +63,7 @@ def dumps(value: Any, callback: Callable[[pickle.PickleBuffer], bool] | None, ag
 
 
 def _with_mapped_files(pickler: Any) -> None:
-    """Have a pickler send arrays that are mapped from files as the names of these files."""
+    """Make a pickler send arrays that are mapped from files as the names of these files."""
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return
@@ -140,7 +139,7 @@ def name_of_batch(batch: Any) -> str:
 
 
 def plain(error: BaseException) -> BaseException:
-    """The error of a task without what it says of the batch around it."""
+    """The error of a task, without its notes about the batch."""
     notes: list[str] = getattr(error, "__notes__", [])
     for index in [index for index, note in enumerate(notes) if note.startswith(_CALL)][-1:]:
         del notes[index]
@@ -153,7 +152,7 @@ _CALL = "call: "
 
 
 class _Followed:
-    """The tasks of a batch; remembers which one runs."""
+    """The tasks of a batch. Remembers which one runs."""
 
     def __init__(self, items: Sequence[tuple[Any, Any, Any]]) -> None:
         self.items = items
@@ -166,7 +165,7 @@ class _Followed:
 
 
 def run(body: bytes, held: Sequence[Reference]) -> Any:
-    """Run a batch: in a worker. An error says in a note which task has raised it."""
+    """Run a batch, in a worker. A note of an error says which task has raised it."""
     batch = pickle.loads(body, buffers=[read(reference) for reference in held])
     batch.items = tasks = _Followed(batch.items)
     try:

@@ -14,17 +14,17 @@ from entangle._shared.shared_buffers import Reference, SharedBuffers
 from entangle._warm.functions import Function, function_of
 from entangle.executor import Executor
 
-#: How many sets of workers that nobody uses are kept, of different options.
+#: How many unused sets of workers are kept, with different options.
 KEPT = 2
 #: How long a worker with nothing to do stays (seconds).
 IDLE = 60.0
 
 
 class WorkerSettings(NamedTuple):
-    """What distinguishes one set of workers from another."""
+    """The options of a set of workers."""
 
-    #: What a worker does first: takes the environment, the key of this process for
-    #: multiprocessing, and the pickled `initializer` with its arguments.
+    #: Prepares a worker. Takes the environment, the key of this process for multiprocessing, and
+    #: the pickled `initializer` with its arguments.
     begin: Callable[[tuple[tuple[str, str], ...], bytes, bytes | None], None]
     workers: int
     environment: tuple[tuple[str, str], ...]
@@ -33,8 +33,8 @@ class WorkerSettings(NamedTuple):
     initargs: tuple[Any, ...]
 
     def fits(self, other: WorkerSettings) -> bool:
-        """Whether workers made for the one do for the other. Arguments that are not the same object
-        may differ, and comparing them may not give a truth value."""
+        """Whether workers made with these settings fit the other ones, too. Arguments must be the
+        same objects: comparing others may not give a truth value."""
         return (
             self[:5] == other[:5]
             and len(self.initargs) == len(other.initargs)
@@ -42,7 +42,7 @@ class WorkerSettings(NamedTuple):
         )
 
 
-#: Sets of workers that nobody uses, the oldest first.
+#: Unused sets of workers, the oldest first.
 unused: list[tuple[WorkerSettings, Executor]] = []
 _guard = threading.Lock()
 
@@ -57,7 +57,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _take_workers(settings: WorkerSettings) -> Executor:
-    """A set of workers that nobody uses, or a new one."""
+    """An unused set of workers, or a new one."""
     with _guard:
         for index, (known, executor) in enumerate(unused):
             if known.fits(settings):
@@ -93,7 +93,7 @@ def _put_back(settings: WorkerSettings, executor: Executor) -> None:
 
 
 def end_unused() -> None:
-    """End the workers that nobody uses."""
+    """End the unused workers."""
     with _guard:
         found = [executor for _, executor in unused]
         unused.clear()
@@ -113,8 +113,8 @@ class Lease:
         self.guard = threading.Lock()
 
     def submit(self, batch: Any, callback: Callable[[Any], object] | None) -> Future[Any]:
-        """Send a batch to a worker. What cannot be sent fails the future, never the caller, who may
-        be the thread that calls back."""
+        """Send a batch to a worker. A batch that cannot be sent fails its future, never the caller:
+        that may be the thread that calls back."""
         held: list[Reference] = []
         future: Future[Any]
         try:
@@ -138,7 +138,7 @@ class Lease:
             return future
 
         def done(future: Future[Any]) -> None:
-            # First joblib, which sends the next batch: it may use the same buffers.
+            # Call joblib back first. It sends the next batch, which may use the same buffers.
             try:
                 if not future.cancelled() and isinstance(future.exception(), BrokenExecutor):
                     self.broken = True
@@ -169,7 +169,7 @@ class Lease:
 
 
 def _called(batch: Any) -> Function:
-    """What a worker runs for a batch, under the name that errors give."""
+    """The function that a worker runs for a batch, with the name that errors give."""
     of = function_of(run)
     made = Function(name_of_batch(batch), of.body, of.buffers, of.shared, of.uses)
     made.key = (made.name, of.key)

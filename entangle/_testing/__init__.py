@@ -1,1 +1,1 @@
-"""What tests of users need, apart from any test runner."""
+"""Tools for tests of users, independent of any test runner."""

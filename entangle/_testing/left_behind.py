@@ -1,12 +1,12 @@
-"""What a piece of code has left behind: processes, threads, descriptors, shared memory.
+"""Finds what a piece of code has left behind: processes, threads, descriptors, shared memory.
 
-Some parts of a program last until it ends, however short the code was that needed them first. They
-are left out, since each is there once and ends with the program:
+Some things last until the program ends, however short the code was that needed them first. They are
+left out, since a program has each of them once and ends it:
 
 - the warm server of entangle (`_run/forkserver.py`) with the spare workers that it keeps, agents in
   other places (`_remote/caller/open_channels.py`), and the warm workers that graphs of dask and
   joblib keep for the next one, until they have been idle for a minute;
-- what belongs to a session or an Executor that was there before, whenever it is started;
+- what belongs to a session or an Executor that was there before, even if it was started later;
 - the home of this process with its locks and queues of cookies (`_shared/home.py`), and with what
   a session keeps there from run to run;
 - the resource tracker and the server of Python's `multiprocessing`.
@@ -26,7 +26,7 @@ from typing import Any
 from entangle._run import descendants
 from entangle._testing import shared_segments
 
-#: A process, with the time of its start that tells it from a later one of its number.
+#: The number of a process, and the time of its start: another process may have that number later.
 _Process = tuple[int, str]
 
 #: The commands of processes that last as long as the program.
@@ -39,11 +39,12 @@ _SHOWN = 200
 
 
 class LeftBehind:
-    """What there is when it is made; `found` names what there is besides.
+    """Remembers what is there when it is made; `found` names what has come since.
 
-    Shared memory counts only if `notes` or the processes that use it say that it is certainly ours:
-    others on this machine may run such code at the same time. `marks` are parts of the environment
-    that processes started meanwhile have: they find those that have lost their parents.
+    Shared memory counts only if `notes`, or the processes that use it, show that it is certainly
+    ours: others on this machine may run such code at the same time. `marks` are parts of the
+    environment of processes that are started meanwhile: by them it finds processes whose parents
+    have ended.
     """
 
     def __init__(self, notes: shared_segments.SegmentNotes, marks: Iterable[str] = ()) -> None:
@@ -64,7 +65,8 @@ class LeftBehind:
         self._allowed.append(text)
 
     def found(self, patience: float = 0.0) -> list[str]:
-        """What was left behind, in words. What is about to end has `patience` seconds for that."""
+        """What was left behind, in words. Waits up to `patience` seconds for what is about to
+        end."""
         until = time.monotonic() + patience
         collected = False
         pause = 0.002
@@ -72,7 +74,7 @@ class LeftBehind:
             if not collected and patience:
                 import gc
 
-                gc.collect()  # what only a cycle of objects holds is as good as closed
+                gc.collect()  # closes what only a cycle of objects holds
                 collected = True
                 continue
             if time.monotonic() >= until:
@@ -116,7 +118,7 @@ class LeftBehind:
     def _left_threads(self) -> Iterator[str]:
         lasting = {executor.thread for executor in (*self._executors, *_kept_executors())}
         for thread in threading.enumerate():
-            # One that Python has not started belongs to a library; a debugger's is the debugger's.
+            # A thread that Python has not started belongs to a library; a debugger has its own.
             if (
                 thread not in self._threads
                 and thread not in lasting
@@ -128,7 +130,7 @@ class LeftBehind:
     def _left_descriptors(self) -> Iterator[str]:
         now = _descriptors()
         new = {fd: target for fd, target in now.items() if self._descriptors.get(fd) != target}
-        # A file that was opened in the place of another one, as by a log that rotates, is no leak.
+        # Count them: a file that replaces another one, as of a log that rotates, is no leak.
         if len(now) > len(self._descriptors):
             for fd, target in sorted(new.items()):
                 yield f"descriptor {fd}: {target}"
@@ -180,7 +182,7 @@ def _all_processes() -> set[int]:
 
 
 def _our_processes() -> dict[_Process, list[int]]:
-    """The processes below this one, each with those above it, up to but without this one."""
+    """The processes below this one, each with its ancestors below this one."""
     found: dict[_Process, list[int]] = {}
     me, parents = os.getpid(), {}
     for pid in descendants.of((me,)):
@@ -199,7 +201,7 @@ def _of_the_server(line: list[int]) -> bool:
 
 
 def _is_orphan(pid: int) -> bool:
-    """Whether its parent is one that adopts: the first process, or one that has asked for it."""
+    """Whether its parent has only adopted it: the first process, or a subreaper."""
     stat = _stat(pid)
     if not stat or stat[0] == "Z":
         return False
@@ -214,26 +216,26 @@ def _pools() -> list[Any]:
 
 
 def _executors() -> list[Any]:
-    """What does the work of the Executors of this process."""
+    """The parts of this process's Executors that do their work."""
     module = sys.modules.get("entangle._warm.calling")
     return list(module._all) if module is not None else []
 
 
 def _kept_executors() -> list[Any]:
-    """The same of those that joblib keeps for the next time."""
+    """The same of the Executors that joblib keeps for the next time."""
     module = sys.modules.get("entangle._joblib.lease")
     return [executor._calls for _, executor in list(module.unused)] if module is not None else []
 
 
 def _sessions() -> list[Any]:
-    """The session that is open, and the one that graphs of dask have."""
+    """The session that is open, and the one that graphs of dask use."""
     current = getattr(sys.modules.get("entangle._warm.session"), "current", lambda: None)()
     kept = getattr(sys.modules.get("entangle._dask.graph_run"), "_opened", None)
     return [session for session in (current, kept) if session is not None]
 
 
 def _kept_pools() -> list[Any]:
-    """The warm workers that are kept for the next graph, or the next time that joblib is used."""
+    """The warm workers that are kept for the next graph of dask, or for the next call of joblib."""
     kept = getattr(sys.modules.get("entangle._dask.graph_run"), "_opened", None)
     return [*(executor.pool for executor in _kept_executors()), *([kept._pool] if kept is not None else [])]
 
@@ -242,7 +244,7 @@ def _kept_pools() -> list[Any]:
 
 
 def _descriptors() -> dict[int, str]:
-    """The open descriptors with what they lead to, without those that last."""
+    """The open descriptors and their targets, without those that last."""
     found: dict[int, str] = {}
     lasting, homes = set(_lasting_descriptors()), tuple(_homes())
     with contextlib.suppress(OSError):
@@ -261,8 +263,8 @@ def _homes() -> Iterator[str]:
 
 
 def _is_of_home(target: str, homes: tuple[str, ...]) -> bool:
-    """Whether a file belongs to a home: a lock, a queue, what a session keeps from run to run. What
-    belongs to a run lies in a directory of its own."""
+    """Whether a file belongs to a home: a lock, a queue, what a session keeps from run to run.
+    Files of a run lie in a directory of its own."""
     return any(target == home or (target.startswith(home + "/") and target[len(home) + 1] != "r") for home in homes)
 
 

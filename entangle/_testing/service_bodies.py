@@ -1,4 +1,4 @@
-"""What the calls run by which `check_service` checks a service."""
+"""The bodies of the calls that `check_service` makes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def same(value: Any) -> Any:
-    """Give it back."""
+    """Return the value."""
     return value
 
 
 def printed(text: str) -> int:
-    """Print it, and to stderr as well."""
+    """Print the text, and to stderr as well."""
     print(text)
     print(text, file=sys.stderr)
     return len(text)
@@ -37,7 +37,7 @@ def failing(text: str) -> None:
 
 
 def unpicklable() -> Any:
-    """Give what cannot travel."""
+    """Return a value that cannot travel."""
     return open(os.devnull)
 
 

@@ -2,7 +2,7 @@
 PICKLE PATH SECONDS OFF.
 
 It runs a body that writes into PATH for so many seconds. OFF seconds are added to the times of its
-lease, as a clock does that is wrong.
+lease, as if its clock were wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from entangle.service import service as at
 
 
 def shift_for_ever(folder: str, off: float) -> None:
-    """Set the times of the lease as a host would whose clock is wrong."""
+    """Set the times of the lease, as a host with a wrong clock would."""
     while True:
         for box in os.listdir(folder):
             path = os.path.join(folder, box, LEASE)

@@ -37,22 +37,22 @@ from entangle.process import process
 from entangle.service import service as at
 from entangle.task import Task
 
-#: How soon an end that the platform knows must be an error here (seconds).
+#: How soon after the platform knows of the end of a job the call must fail (seconds).
 SOON = 10.0
-#: A short lease, so that its check takes seconds; and how much later all must have ended (seconds).
+#: A short lease, so that its check is short; and how long after it all must have ended (seconds).
 LEASE, AFTER = 3.0, 12.0
-#: What takes so much longer than a cold call has not come (seconds).
+#: How much longer than a cold call something may take before a check fails (seconds).
 LONG = 60.0
 
 
-#: What changes something that a process has only once. These run alone, after the others.
+#: Checks that change something that a process has only once. They run alone, after the others.
 ALONE = ("prints", "full", "wrong_python")
 
 
 class Through(Service):
-    """A service, seen through: what is asked of it is counted, and messages may be sent twice.
+    """Passes everything on to a service, counts what is asked of it, and may send messages twice.
 
-    Verbs are called by the thread whose `turn` it is: checks run side by side.
+    Checks run side by side; only the thread whose `turn` it is calls a method of the service.
     """
 
     def __init__(self, service: Service, turn: threading.Lock, twice: bool = False, python: Sequence[str] = (), version: int = 0) -> None:
@@ -74,7 +74,7 @@ class Through(Service):
         return self._python or self.service.python
 
     def about(self) -> dict[str, Any]:
-        """What that Python says; `version` is added to its minor version, for a wrong answer."""
+        """What the Python there says, with `version` added to its minor version: a wrong answer."""
         told = self.service.about() if not self._python else super().about()
         major, minor, *rest = told["python"]
         return {**told, "python": [major, minor + self._version, *rest]}
@@ -119,7 +119,7 @@ class Checks:
 
     def __init__(self, service: Service, folder: str) -> None:
         self._service, self._folder = service, folder
-        self._scratch = tempfile.mkdtemp(dir=folder)  # there, too
+        self._scratch = tempfile.mkdtemp(dir=folder)  # so that both sides see it
         self._turn = threading.Lock()
         self._seen = Through(service, self._turn)
         began = time.monotonic()
@@ -136,7 +136,7 @@ class Checks:
         _hold(self._at(process(bodies.same))("in a process there")() == "in a process there", "a value through @process below")
 
     def many_at_once(self) -> None:
-        """Many calls under way are asked for in one request."""
+        """One request asks for the state of many calls."""
         through = self._through()
         count, began = 20, time.monotonic()
         _hold(self._at(bodies.same, through).map(range(count))() == list(range(count)), "values came in another order")
@@ -144,7 +144,8 @@ class Checks:
         _hold(len(through.asked) <= rounds, f"{len(through.asked)} requests in {rounds:.0f} rounds: ask for all tickets in one")
 
     def errors(self) -> None:
-        """Errors of bodies come as they are; what cannot travel, or be imported there, is named."""
+        """Errors of bodies come as they are. An error names what cannot travel, or be imported
+        there."""
         error = self._raises(ValueError, self._at(bodies.failing)("who says so"), "who says so")
         _hold(isinstance(error.__cause__, RemoteTraceback), "the traceback of the body is missing")
         self._raises(UnpicklableError, self._at(bodies.unpicklable)(), "the value of task 'unpicklable'")
@@ -184,7 +185,7 @@ class Checks:
         _hold(os.path.getsize(path) == 1, f"the body ran {os.path.getsize(path)} times")
 
     def cancelled(self) -> None:
-        """What nobody waits for any more is ended there; `cancel` ends a job of itself."""
+        """A job that nobody waits for any more is ended there; `cancel` alone ends a job, too."""
         path = self._path("cancelled")
         future = self._at(bodies.marking)(path, 600.0)(proc=True)
         self._wait(lambda: os.path.exists(path), "its body to begin")
@@ -207,7 +208,7 @@ class Checks:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     def wrong_python(self) -> None:
-        """Another Python than was thought is an error before the body begins."""
+        """A Python of another version than `about` says is an error before the body begins."""
         through = self._through(python=["/nowhere/python3"])
         self._raises(UnfitPythonError, self._at(bodies.same, through)(1), "/nowhere/python3")
         _hold(not through.submits, "versions are compared before anything is submitted")
@@ -218,7 +219,7 @@ class Checks:
             _hold(not os.path.exists(path), "its body has begun")
 
     def too_long(self) -> None:
-        """A task that may take longer than anything may there is refused."""
+        """A task with a longer timeout than the service allows is refused."""
         if (life := self._service.limits().life) is not None:
             self._raises(OptionError, self._at(process(timeout=life + 1)(bodies.same))(1), "longer than")
 
@@ -244,13 +245,13 @@ class Checks:
                 out, _ = caller.communicate(timeout=120)
                 _hold(caller.returncode == 0 and out.endswith(b"'done'\n"), f"with a clock that is {off:+.0f} s off: {out.decode()}")
 
-    # What they need -------------------------------------------------------------------------
+    # Tools of the checks --------------------------------------------------------------------
 
     def _at(self, function: Any, service: Service | None = None) -> Task[..., Any]:
         return at(service or self._seen, mailbox=self._folder)(function)
 
     def _through(self, **changes: Any) -> Through:
-        """The service, for one check alone."""
+        """The service, wrapped for one check alone."""
         return Through(self._service, self._turn, **changes)
 
     def _path(self, name: str) -> str:
@@ -304,7 +305,7 @@ class Checks:
 
 
 def _hold(condition: bool, otherwise: str) -> None:
-    """An assertion that holds under `python -O` as well."""
+    """Assert, under `python -O` as well."""
     if not condition:
         raise AssertionError(otherwise)
 
@@ -327,7 +328,7 @@ def checks() -> list[str]:
 
 @contextlib.contextmanager
 def _removed(folder: str) -> Iterator[None]:
-    """Leave nothing of the folder, nor of what looks after calls there."""
+    """Remove the folder at the end, and end the threads that look after calls there."""
     try:
         yield
     finally:
@@ -341,8 +342,8 @@ def check_service(service: Service, *, mailbox: str | os.PathLike[str], only: Se
     `mailbox` is a folder that both sides see; what it is used for is removed. `only` names the
     checks to run; by default all do, most of them side by side, which takes about 20 seconds and
     the time in which the service starts some 60 jobs. Its runs are not remembered. Raises
-    AssertionError that says what is wrong, after the name of the check; what other checks have
-    found is in its notes. Raises OptionError for bad options.
+    AssertionError with the name of the check and what is wrong; its notes have what other checks
+    have found. Raises OptionError for bad options.
 
         def test_my_cluster(tmp_path):
             check_service(MyCluster(queue="short"), mailbox=tmp_path)

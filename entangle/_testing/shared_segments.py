@@ -1,13 +1,11 @@
-"""Shared memory in files of /dev/shm, and which of it a process and those below it have made.
+"""Segments of shared memory in /dev/shm, and which of them a process and those below it have made.
 
-All programs of a user share that folder, and names do not tell whose a segment is. So whoever makes
-one while `noting` writes its name down, in a file::
+All programs of a user share that folder, and names do not tell whose a segment is. So `noting`
+changes Python's functions that make segments and semaphores: they write each name to a file. Forks
+inherit that. Processes that `multiprocessing` spawns begin with it, since it is among the data that
+every process passes on to its children.
 
-    this process, its forks      the functions of Python that make segments and semaphores
-    those that `multiprocessing` spawns
-                                 the same: what every process passes on to its children begins it
-
-Names are written down for good: a process that has died cannot be asked any more.
+Names stay in the file: a process that has died cannot be asked any more.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 FOLDER = "/dev/shm"
-#: Names that Python draws. A number in them is no process.
+#: The beginnings of random names that Python makes. A number in them is no process.
 _DRAWN = ("psm_", "sem.mp-")
 #: Locks that joblib makes once, when it is first used.
 _LASTING = ("sem.loky-",)
@@ -39,12 +37,12 @@ class SegmentNotes:
     def __reduce__(self) -> tuple[Any, ...]:
         from multiprocessing import spawn
 
-        # Another Python may not have us.
+        # Another Python may not have entangle.
         return (begin, (self._path,)) if _bytes(spawn.get_executable()) == _bytes(sys.executable) else (str, ())
 
     def write(self, name: str) -> None:
         """Write down the name of a segment that was made."""
-        with contextlib.suppress(OSError):  # nobody wants to know any more
+        with contextlib.suppress(OSError):  # the file is gone: nobody reads it any more
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             try:
                 os.write(fd, os.fsencode(name.lstrip("/") + "\n"))
@@ -90,8 +88,8 @@ def noting() -> Iterator[SegmentNotes]:
 
 
 def _listen(notes: SegmentNotes) -> Callable[[], None]:
-    """Have Python's functions that make segments and semaphores write down their names. Return what
-    puts them back."""
+    """Make Python's functions that make segments and semaphores write down their names. Returns a
+    function that undoes it."""
     from multiprocessing import resource_tracker
 
     registers, opens = resource_tracker.register, None
@@ -115,7 +113,7 @@ def _listen(notes: SegmentNotes) -> Callable[[], None]:
         posix.shm_open = shm_open
 
     def put_back() -> None:
-        # Whoever has replaced them meanwhile keeps them.
+        # Other code may have replaced them meanwhile: leave its functions.
         if resource_tracker.register is register:
             resource_tracker.register = registers
         if opens is not None and posix.shm_open is shm_open:
@@ -136,8 +134,8 @@ def there() -> set[str]:
 
 
 def made_by(pids: set[int], notes: SegmentNotes, names: Iterable[str]) -> list[str]:
-    """Those of these segments that certainly come from these processes: they have noted it, or the
-    name says it, or nobody else uses it."""
+    """The segments that certainly come from these processes: the notes have them, or their names
+    say so, or no other process uses them."""
     known, others = notes.names(), _processes() - pids
     numbers = set(map(str, pids))
     return [

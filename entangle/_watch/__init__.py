@@ -1,1 +1,1 @@
-"""Looking on from outside: what runs write down for others, and how it is read. Private."""
+"""Watches runs from other processes: what runs write down for that, and how it is read. Private."""

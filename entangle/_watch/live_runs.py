@@ -1,7 +1,7 @@
-"""Runs of other processes: their homes are found, and their tables mapped read-only.
+"""Finds the homes of other processes, and maps the tables of their runs read-only.
 
-Watching never disturbs a run. What is read may be a few microseconds apart, so numbers need not add
-up.
+Watching never disturbs a run. Values that are read one after another may be a few microseconds
+apart, so numbers need not add up.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _LANES = ("process", "thread", "fresh", "caller", "away", "gpu")
 _NODE_STATES = {WAITING: "waiting", READY: "ready", RUNNING: "running", DONE: "done", FAILED: "failed", SKIPPED: "skipped"}
 #: The names of runs and of queues of cookies in a home.
 _RUN = re.compile(r"r[0-9a-f]+")
-#: Directories in which there may be runs: an executor's, and those of its workers.
+#: Directories that may hold runs: that of an executor, and those of its workers.
 _AROUND = re.compile(r"x[0-9a-f]+|w[0-9]+")
 _QUEUE = re.compile(r"budget|cookies-[1-9][0-9]*")
 _PLACES = re.compile(r"(limit-[0-9a-f]+)-00([1-9][0-9]{0,3})")
@@ -72,9 +72,9 @@ _STATES = {FREE: "free", STARTING: "starting", BUSY: "busy", RESTING: "idle"}
 class WorkerView:
     """What a worker does now.
 
-    `seconds` is how long it has been at its node. `task` is '' while the outline is not written
-    yet, and so is `name`, which its call may have been given. `pool` says what it waits for a
-    cookie of: `limit 'db': at_once=5`.
+    `seconds` is how long it has been at its node. `task` and `name`, the name that its call may
+    have been given, are '' until the outline is written. `pool` names the pool of which it waits
+    for a cookie: `limit 'db': at_once=5`.
     """
 
     slot: int
@@ -133,8 +133,8 @@ class LiveRun:
 
     @property
     def outer(self) -> str | None:
-        """The run in whose body this run was called. In its first moments, its directory tells, if
-        a worker process called it."""
+        """The run in whose body this run was called. In its first moments, only the name of its
+        directory tells that, and only if a worker process called it."""
         parent = self.parent
         return parent[0] if parent is not None else self._around
 
@@ -177,11 +177,13 @@ class LiveRun:
         return [stage for stage in found if isinstance(stage, dict)] if isinstance(found, list) else []
 
     def queued(self) -> int:
-        """How many nodes wait at other places, which do not run them yet. They count as waiting."""
+        """How many nodes were sent to other places and do not run there yet. They count as
+        waiting."""
         return sum(one.nodes for one in self.whereabouts()[1] if one.why)
 
     def whereabouts(self) -> tuple[dict[int, Whereabout], list[Waiting]]:
-        """Where each node is that runs elsewhere, and how many are where for which reason."""
+        """The place of each node that runs elsewhere, and how many wait at which place for which
+        reason."""
         if self._whereabouts is None:
             self._whereabouts = self._look_for_whereabouts()
         return self._whereabouts
@@ -206,8 +208,8 @@ class LiveRun:
         return nodes, [Waiting(shown[place], shown[why], count) for (place, why), count in total.most_common()]
 
     def places(self) -> dict[int, Whereabout]:
-        """Where each node is or was that runs elsewhere. Of those that are over it is known while
-        the run is recorded."""
+        """The place of each node that runs or ran elsewhere. The places of nodes that are over are
+        known only while the run is recorded."""
         found: dict[int, Whereabout] = {}
         try:
             if not any(name.startswith(whereabouts.NAME) for name in os.listdir(self.directory)):
@@ -215,13 +217,13 @@ class LiveRun:
             told = notes.gather(self.directory, []).places
             for node, place, ticket, _ in zip(told[::4], told[1::4], told[2::4], told[3::4], strict=True):
                 found[int(node)] = Whereabout(int(node), str(place), str(ticket), "", 0)
-        except (OSError, ValueError, TypeError, EOFError):  # it ends just now
+        except (OSError, ValueError, TypeError, EOFError):  # the run is ending
             pass
         return {**found, **self.whereabouts()[0]}
 
     def states(self) -> list[str]:
-        """The state of each node: waiting, ready, running, done, failed or skipped. One that pauses
-        between attempts is waiting, and one that its place does not run yet is ready."""
+        """The state of each node: waiting, ready, running, done, failed or skipped. A node that
+        pauses between attempts is waiting. A node that its place does not run yet is ready."""
         found = [_NODE_STATES.get(state, "waiting") for state in bytes(self.table.states)]
         for node, one in self.whereabouts()[0].items():
             if one.why:
@@ -240,12 +242,12 @@ class LiveRun:
         return outline.task(node) if outline is not None and 0 <= node < self.table.nodes else ""
 
     def _pool(self, number: int) -> str:
-        """A pool of the run, as its decorator has it; '' if it is unknown."""
+        """A pool of the run, as its decorator states it; '' if it is unknown."""
         pools = self.outline.about["pools"] if self.outline is not None else []
         return pools[number] if 0 <= number < len(pools) else ""
 
     def _away(self) -> int:
-        """How many nodes run elsewhere: they run, and are in no slot."""
+        """How many nodes run elsewhere: those that run and are in no slot."""
         slots, running = self.table.slots, bytes(self.table.states).count(RUNNING)
         slots_used = [base for base in range(SLOT, self.table.slot_count * SLOT, SLOT) if slots[base + STATE] == BUSY]
         here = sum(slots[base + NODE] >= 0 and slots[base + LANE] != AWAY for base in slots_used)
@@ -326,7 +328,7 @@ def live_homes() -> list[str]:
     try:
         for name in sorted(os.listdir(base)):
             inside = os.path.join(path, name)
-            # Not our own: closing a file drops the locks of the whole process on it.
+            # Not ours: to close a file drops all locks that this process has on it.
             if inside not in ours and homes.is_home(name) and _held(name, base):
                 found.append(inside)
     finally:

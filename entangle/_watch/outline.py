@@ -1,7 +1,8 @@
-"""The outline of a run: names and edges, written beside its table once it has lasted a while.
+"""The outline of a run: names and edges, in a file beside its table.
 
 The table holds only numbers; the names are in the memory of the process that runs. Programs that
-watch from outside (`entangle top`, the page) need both. A short run writes nothing.
+watch from outside (`entangle top`, the page) need both. A run writes the file once it has lasted a
+while; a short run writes nothing.
 
 ::
 
@@ -36,7 +37,7 @@ _MOST_GIVEN, _MOST_CALLS = 20_000, 400
 
 
 class Outline(NamedTuple):
-    """What is known of a run from outside, besides its table. `began` is in seconds since 1970."""
+    """What others can read of a run besides its table. `began` is in seconds since 1970."""
 
     about: dict[str, Any]
     names: list[str]
@@ -59,7 +60,7 @@ class Outline(NamedTuple):
 
 
 def write_outline(directory: str, flow: Flow, **about: Any) -> None:
-    """Write the outline of a flow that runs in `directory`. Without room on the disk there is none:
+    """Write the outline of a flow that runs in `directory`. If the disk is full, there is none:
     nothing depends on it."""
     import json
 
