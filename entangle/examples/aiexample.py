@@ -1,8 +1,8 @@
 """A small neural network, trained in a container that has the packages that training needs.
 
-`packages` are installed once, into an image of their own on top of `ENTANGLE_IMAGE` (default:
-python:3.13-slim). The network learns to tell two interleaved half moons apart. Its summary comes
-back and is printed: layers, parameters, loss and accuracy.
+`packages` are installed once, into a new image on top of `ENTANGLE_IMAGE` (default:
+python:3.13-slim). The network learns to tell two interleaved half moons apart. The program prints
+its layers, parameters, loss and accuracy.
 """
 
 import os
@@ -19,7 +19,7 @@ image = os.environ.get("ENTANGLE_IMAGE", "python:3.13-slim")
 @process
 @docker(image=image, packages=["numpy"], consume_gpu=False)
 def train(epochs: int, seed: int) -> dict[str, Any]:
-    """Train by gradient descent with momentum; the summary."""
+    """Train by gradient descent with momentum; gives a summary."""
     import itertools
 
     import numpy as np
@@ -74,7 +74,7 @@ def main() -> None:
     try:
         summary = train(300, 7)()
     except (ImageError, UnreachableError) as error:
-        sys.exit(f"This example takes docker and an image with Python in it, which ENTANGLE_IMAGE names.\n{error}")
+        sys.exit(f"This example needs docker and an image with a Python, which ENTANGLE_IMAGE names.\n{error}")
     print(f"  layers      {' - '.join(map(str, summary['layers']))}, {summary['parameters']} parameters, by numpy {summary['numpy']}")
     print(f"  loss        {summary['losses'][0]:.3f} before, {summary['losses'][1]:.3f} after training")
     print(f"  accuracy    {summary['accuracy']:.1%} of what it had not seen")

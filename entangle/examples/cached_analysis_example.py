@@ -1,6 +1,6 @@
 """A cached analysis that is edited: only what depends on the edit is computed again.
 
-Four programs run it on one depot: as it is, again, with another comment, with another `middle`.
+Four programs share a depot: the analysis, again, with another comment, with another `middle`.
 """
 
 import os

@@ -1,12 +1,12 @@
 """One graph over a container here, AWS Lambda, AWS Batch and this machine.
 
-A figure is made in a container and scaled in Lambda; samples of it are taken in Batch, as one
-array, and every second one is disturbed there. How many of the disturbed ones are looked at again,
-here, is seen only while it runs.
+A figure is made in a container and scaled in Lambda. Batch takes samples of it, as one array of
+jobs, and disturbs every second one. Some of the disturbed ones are looked at again on this machine:
+how many, their values decide.
 
-`python -m entangle.examples.cloudsexample batch` has all but the first figure in Batch, `lambda`
-all of it in Lambda. ENTANGLE_BUCKET names the bucket for calls and values, ENTANGLE_QUEUE a job
-queue, ENTANGLE_ROLE the ARN of a role for what runs in Lambda, ENTANGLE_IMAGE the image of
+`python -m entangle.examples.cloudsexample batch` runs all but the first figure in Batch, `lambda`
+runs all of it in Lambda. ENTANGLE_BUCKET names the bucket for calls and values, ENTANGLE_QUEUE a
+job queue, ENTANGLE_ROLE the ARN of a role for what runs in Lambda, ENTANGLE_IMAGE the image of
 containers. If ENTANGLE_GRAPH names a graph database, such as neptune://…, the run is sent there.
 """
 
@@ -37,29 +37,29 @@ def add(a: float, b: float) -> Found:
 
 
 def multiply(a: float, figure: Found) -> Found:
-    """A figure scaled."""
+    """Scale a figure."""
     return {"value": a * figure["value"], "step": "multiply"}
 
 
 def sample(figure: Found, scaled: Found, number: int) -> Found:
-    """A sample."""
+    """Take a sample."""
     return {"value": figure["value"] - scaled["value"] + number / 10, "step": "sample"}
 
 
 def disturb(figure: Found, taken: Found, seed: int) -> Found:
-    """A sample disturbed."""
+    """Disturb a sample."""
     return {"value": taken["value"] / figure["value"] * random.Random(seed).uniform(-0.5, 0.5), "step": "disturb"}
 
 
 @process
 def look_at(disturbed: Found, below: Found | None = None) -> Found:
-    """One that is looked at again, here, after the one below."""
+    """Look at a disturbed sample again, on this machine, after the one `below`."""
     return {"value": disturbed["value"] + (below["value"] if below else 0.0), "step": "look at", "below": below}
 
 
 @process
 def summary(*found: Found) -> str:
-    """How many of each, and their sum."""
+    """How many there are of each step, and their sum."""
     counts = Counter(one["step"] for one in found)
     return f"{', '.join(f'{count} {step}' for step, count in counts.items())}: {sum(one['value'] for one in found):.3f}"
 
@@ -82,7 +82,7 @@ def places(where: str) -> tuple[Place, Place, Place]:
 
 
 def graph(where: str) -> Any:
-    """The call of the whole."""
+    """The call of the whole graph."""
     first, second, third = places(where)
     figure = first(add)(1, math.pi)
     scaled = second(multiply)(math.pi, figure)
@@ -103,7 +103,7 @@ def main() -> None:
         sys.exit(f"{where!r} is none of mixed, batch, lambda")
     for name, what in (("ENTANGLE_BUCKET", "a bucket"), ("ENTANGLE_ROLE", "a role")):
         if name not in os.environ and (name != "ENTANGLE_ROLE" or where != "batch"):
-            sys.exit(f"This example takes an account of AWS; {name} names {what} there: see deploy/aws/README.md")
+            sys.exit(f"This example needs an account of AWS; {name} names {what} there: see deploy/aws/README.md")
     try:
         print(graph(where)())
     except EntangleError as error:

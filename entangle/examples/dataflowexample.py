@@ -4,7 +4,7 @@ In a workflow `a(b(), c())` runs b and c first, for a. In a dataflow it is the o
 runs first, and b and c both get its value, at the same time. The callback sees each value as it
 comes, in this process.
 
-Prints what each function passed on, the values of the leaves, and the same for another value.
+Prints what each function passed on and the values of the leaves, then the same for another value.
 """
 
 import threading
@@ -41,7 +41,7 @@ def emit(name: str) -> str:
 
 
 def main() -> None:
-    # Builds; nothing runs.
+    # This builds the graph; nothing runs yet.
     flow = emit(greet(shout(count())), shout(), count())
     print("the graph:", flow.graph())
     print("  leaves:", flow(" ada lovelace "))

@@ -1,9 +1,10 @@
 """Threads that fetch and processes that compute, in one dataflow.
 
-Threads of this process carry what waits, processes what computes; the arrows are the same. Siblings
-run at the same time. A text's words are counted once, however many functions want the counts.
+`fetch` waits, so it runs in a thread of this process; the others compute, so they run in processes.
+Values go from one to the other all the same. Siblings run at the same time. The words of a text are
+counted once, although two functions take the counts.
 
-Prints what each text is like, and which process found out.
+Prints what was found out about each text, and by which process.
 """
 
 import collections

@@ -2,7 +2,7 @@
 
 The image needs a Python and nothing else. `ENTANGLE_IMAGE` names one; the default is
 python:3.13-slim, which docker pulls if it is not here. The container starts with the first call of
-the run, serves all calls, and is removed at the end. Prints what it looks like in there.
+the run, serves all calls, and is removed at the end. Prints the system and the Python in there.
 """
 
 import os
@@ -16,7 +16,8 @@ image = os.environ.get("ENTANGLE_IMAGE", "python:3.13-slim")
 
 
 def look() -> dict[str, str]:
-    """What there is. A dict, since another version of Python may run this; both have dicts."""
+    """The system, the Python and the host. Plain data, since another version of Python may send
+    it."""
     import os
     import platform
 
@@ -39,7 +40,7 @@ def main() -> None:
     try:
         print("\n".join(compare(outside(), inside(), inside(), inside())()))
     except (ImageError, UnreachableError) as error:
-        sys.exit(f"This example takes docker and an image with Python in it, which ENTANGLE_IMAGE names.\n{error}")
+        sys.exit(f"This example needs docker and an image with a Python, which ENTANGLE_IMAGE names.\n{error}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A pipeline that is killed twice, and goes on each time where it was.
 
-The program starts the pipeline in a process of its own, which is killed with SIGKILL while it is at
-work. Prints how each process ended, the value of the last, and how often each body has run.
+The program starts the pipeline in a process of its own, and starts it again each time it is killed.
+Prints how each process ended, the value of the last, and how often each body has run.
 """
 
 import os
@@ -19,14 +19,14 @@ from entangle.process import process
 
 @process
 def download(name: str) -> str:
-    """May not run twice: nobody wants to pay for it again."""
+    """Must not run twice: a download costs money."""
     note(f"download({name!r})")
     return name * 40
 
 
 @process(retry=1)
 def measure(texts: list[str]) -> list[int]:
-    """May run again where it had begun, and nobody knows more."""
+    """May run again if it had begun, and nobody knows whether it has ended."""
     note("measure")
     return [len(text) for text in texts]
 
@@ -39,7 +39,7 @@ def total(sizes: list[int]) -> int:
 
 
 def note(what: str) -> None:
-    """Write down what runs; kills the program when it first runs something that may run again."""
+    """Write down what runs; kill the pipeline at the first run of each task that may run again."""
     ran = Path(os.environ["NOTES"])
     is_new = what not in ran.read_text(encoding="utf-8")
     with ran.open("a", encoding="utf-8") as file:

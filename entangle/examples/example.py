@@ -42,20 +42,20 @@ def subtract(a: int, b: int) -> int:
 
 
 def work(value: int) -> int:
-    """Give the value back after a moment, so that one process has not done it all alone."""
+    """Return the value after a moment: else one process might do everything alone."""
     time.sleep(0.02)
     return value
 
 
 def report(what: str, value: int) -> int:
-    """Print what was computed and where, and give the value back."""
+    """Print what was computed and where, and return the value."""
     print(f"  {what:<15} = {value:>2}   in process {os.getpid()}", flush=True)
     return value
 
 
 def draw(graph: Any, depth: int = 1) -> None:
-    """Print a graph: a consumer above, what it consumes below and further in."""
-    # A dict holds a name once: where siblings share a name, the level is a list of dicts.
+    """Print a graph: each call, and below it, further in, its arguments."""
+    # A dict holds a name only once: where siblings share a name, the level is a list of dicts.
     for level in graph if isinstance(graph, list) else [graph]:
         for name, arguments in level.items():
             print("  " * depth + name)

@@ -1,8 +1,8 @@
-"""Workflows are values: one is handed to another, which decides when, and how often, to build it.
+"""Workflows are values: one takes another as an argument, and decides when and how often to use it.
 
-`forecast` takes a workflow as an argument, without knowing that it asks a web server. `@request`
-turns the keyword arguments of a call into the query and gives the function the content of the
-answer. The server is this program's own, on the loopback interface, so no network is needed.
+`forecast` takes a workflow, and does not know that this one asks a web server. `@request` turns the
+keyword arguments of a call into the query, and gives the function the content of the answer. The
+server is part of this program, on the loopback interface, so no network is needed.
 
 Prints what the server was asked, and the two forecasts.
 """
@@ -75,7 +75,7 @@ def main() -> None:
     if find_spec("httpx") is None:
         print("@request needs httpx: pip install 'py-entangle[http]'")
         return
-    # A proxy between this machine and itself would be asked in vain.
+    # A proxy could not reach the server, which is on this machine.
     os.environ["NO_PROXY"] = "127.0.0.1"
 
     with weather_station() as address:

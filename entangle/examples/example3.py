@@ -2,8 +2,8 @@
 
 `@scheduler(gpus=1)` runs a function in a process that sees one GPU alone. The kernel follows a
 population for a hundred years: a share `rate` is born, and a share starves, `x -> rate·x·(1-x)`.
-Below a rate of 1 a population dies out, so a quarter of the rates from 0 to 4 must. With one GPU,
-the two take turns. Where there is none, numba's simulator stands for two, on the CPU and slowly.
+Below a rate of 1 a population dies out, so with rates from 0 to 4 a quarter of them must. With one
+GPU, the two kernels take turns. Without a GPU, numba simulates two on the CPU, slowly.
 
 Prints on which GPU each ran, the time that its kernel took, and the share that died out.
 """
@@ -19,8 +19,8 @@ from entangle.scheduler import scheduler
 
 YEARS = 100
 
-#: `numba.cuda`, imported where a GPU is used: the process there sees its own GPU alone, and this
-#: program opens none.
+#: `numba.cuda`. It is imported only in a process that uses a GPU: that process sees its own GPU
+#: alone, and this program opens none.
 cuda: Any = None
 
 
@@ -73,7 +73,7 @@ def table(*rows: Row) -> list[Row]:
 
 
 def simulate() -> None:
-    """Have numba simulate two GPUs in what runs from now on."""
+    """Make numba simulate two GPUs in processes that start from now on."""
     for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         os.environ.pop(name, None)
     os.environ.update(ENTANGLE_GPUS="0,1", NUMBA_ENABLE_CUDASIM="1")
@@ -82,13 +82,13 @@ def simulate() -> None:
 def main() -> None:
     missing = [name for name in ("numpy", "numba") if find_spec(name) is None]
     if missing:
-        print(f"It needs {' and '.join(missing)}, to run on a GPU or without one: pip install 'py-entangle[gpu]'")
+        print(f"This example needs {' and '.join(missing)}, to run on a GPU or without one: pip install 'py-entangle[gpu]'")
         return
     try:
         rows = table(measure(100), measure(10_000_000))()
     except DeviceError as error:
         print(f"There is no GPU: {error}")
-        print("So numba's simulator stands for two, with small arrays.")
+        print("So numba simulates two GPUs, with small arrays.")
         simulate()
         rows = table(measure(100), measure(400))()
     for row in rows:

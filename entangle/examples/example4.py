@@ -1,9 +1,9 @@
 """Memory that several processes write to at the same time, each in its own part of it.
 
 This is not needed to return large values: those are not copied anyway. It is for data that is
-changed in place: here the sieve of Eratosthenes, one byte a number, from which four tasks strike
-out what is not prime. `smm` makes a segment of shared memory that lasts until the run ends; `sm`
-opens one by its name. Only the name travels from task to task.
+changed in place. Here it is the sieve of Eratosthenes, one byte a number, from which four tasks
+strike out what is not prime. `smm` makes a segment of shared memory that lasts until the run ends;
+`sm` opens one by its name. Only the name travels from task to task.
 
 Prints what each task struck out, and how many primes are left.
 """
@@ -29,7 +29,7 @@ def sieve(size: int, smm: Any = None, sm: Any = None) -> str:
 
 @process(shared_memory=True)
 def strike(name: str, start: int, end: int, smm: Any = None, sm: Any = None) -> str:
-    """Strike out the multiples that lie from start up to end; nobody else writes there."""
+    """Strike out the multiples from start up to end; no other task writes there."""
     numbers = sm(name).buf
     before = sum(numbers[start:end])
     for divisor in range(2, isqrt(LIMIT) + 1):
@@ -42,12 +42,12 @@ def strike(name: str, start: int, end: int, smm: Any = None, sm: Any = None) -> 
 
 @process(shared_memory=True)
 def count(name: str, *reports: str, smm: Any = None, sm: Any = None) -> tuple[int, tuple[str, ...]]:
-    """Count what is left. Taking the reports makes it wait until everything is struck out."""
+    """Count what is left. It takes the reports, so it waits until everything is struck out."""
     return sum(sm(name).buf[:LIMIT]), reports
 
 
 def main() -> None:
-    # One call in several places is one node of the graph: all of them get the same segment.
+    # One call as the argument of several others is one node: all of them get the same segment.
     numbers = sieve(LIMIT)
     step = LIMIT // PARTS
     struck = [strike(numbers, start, start + step) for start in range(0, LIMIT, step)]

@@ -1,10 +1,10 @@
 """Graphs that grow while they run: what a task finds out decides what runs next.
 
 There are two ways. A body may *return* a call, and the value of that call becomes its own: `area`
-measures the ground under a curve, and where its estimate is too rough it returns the sum of two
-halves. Or a body may *run* a call and go on with the value: `report` does that to choose its words.
+measures the area under a curve, and where its estimate is too rough it returns the sum of two
+halves. Or a body may *run* a call and go on with the value: `report` does that.
 
-Prints the area found, the true one, and where the curve was looked at closely.
+Prints the area that was found, the true one, and how many parts were needed where.
 """
 
 from math import atan
@@ -39,7 +39,7 @@ def join(a: Piece, b: Piece) -> Piece:
 
 @process
 def area(left: float, right: float, tolerance: float) -> Any:
-    """The area if two halves agree with the whole; otherwise a call that goes further."""
+    """The area, if two halves agree with the whole; else a call that divides it further."""
     middle = (left + right) / 2
     whole = simpson(left, right)
     halves = simpson(left, middle) + simpson(middle, right)
@@ -50,7 +50,7 @@ def area(left: float, right: float, tolerance: float) -> Any:
 
 @process
 def report(left: float, right: float, tolerance: float) -> list[str]:
-    """Run a call in the middle of a body, and say something about its value."""
+    """Run a call in the middle of a body, and describe its value."""
     found: Piece = area(left, right, tolerance)()
     truth = (atan((right - PEAK) / WIDTH) - atan((left - PEAK) / WIDTH)) / WIDTH
     lines = [f"The area is {found.area:.2f}; in truth it is {truth:.2f}."]

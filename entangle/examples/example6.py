@@ -1,8 +1,8 @@
 """Threads for what waits and processes for what computes, in one graph.
 
-`fetch` only waits for a web server: threads are enough for that, and as many wait at once as there
-are pages. `count` computes: it gets processes, as many as there are CPUs. The server is this
-program's own, on the loopback interface; it takes 0.2 seconds to answer.
+`fetch` only waits for a web server: threads are enough for that, one for each page at once.
+`count` computes: it gets processes, as many as there are CPUs. The server is part of this program,
+on the loopback interface; it takes 0.2 seconds to answer.
 
 Prints which processes did what, how long it took, and the commonest words.
 """
@@ -31,7 +31,7 @@ class Library(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         time.sleep(SECONDS)
         page = int(self.path[1:])
-        # Made by rule, so that every run counts the same words: the earlier ones are commoner.
+        # By a rule, so that every run counts the same words.
         words = [VOCABULARY[n * n * (page + 3) % 97 % len(VOCABULARY)] for n in range(20_000)]
         body = " ".join(words).encode()
         self.send_response(200)
@@ -44,9 +44,9 @@ class Library(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A server for many connections at once: further ones would have to retry after a second."""
+    """A server for many connections at once."""
 
-    request_queue_size = PAGES
+    request_queue_size = PAGES  # with a shorter queue, some would retry after a second
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def fetch(url: str) -> tuple[str, int]:
 
 @process
 def count(page: tuple[str, int]) -> tuple[Counter[str], set[int], set[int]]:
-    """The words of a page, who fetched it, and who counted it."""
+    """The words of a page, the process that fetched it, and the one that counted them."""
     text, fetcher = page
     return Counter(text.split()), {fetcher}, {os.getpid()}
 

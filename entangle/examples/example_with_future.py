@@ -1,4 +1,4 @@
-"""A result as a future: start a run, do something else, and be called back.
+"""A result as a future: start a run, do something else, and get a callback.
 
 The work is to count primes, in parts. Prints what the caller does while the parts run in other
 processes, what the callback gets, and then the same in asyncio, where `await` waits for a call.

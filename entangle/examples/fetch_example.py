@@ -1,7 +1,7 @@
 """Download, parse, add up: with retries, a limit of the host, and one bad page.
 
-The shop says 503 to the first request for each page. `@limit` keeps all workers to three requests
-at once. The page that is no JSON is an error in the list, and the others are added up.
+The shop answers 503 to the first request for each page. `@limit` keeps all workers to three
+requests at once. One page is no JSON: it is an error in the list, and the others are added up.
 """
 
 import json

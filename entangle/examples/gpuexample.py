@@ -3,9 +3,9 @@
 Each function of a chain under `@scheduler(gpus=1)` runs in the process that made its argument, so
 the array on the device goes from one to the next as it is. Only what leaves the process is copied
 to the host: here the mean, and in the second graph the array itself, for a function that runs
-without a GPU. Where there is no GPU, numba's simulator stands for one, on the CPU and slowly.
+without a GPU. Where there is no GPU, numba simulates two on the CPU, slowly.
 
-Prints where each function ran, and what was copied.
+Prints where each function ran, and the results.
 """
 
 import os
@@ -19,7 +19,7 @@ from entangle.scheduler import scheduler
 
 on_gpu = scheduler(gpus=1)
 
-#: `numba.cuda`, imported where a GPU is used.
+#: `numba.cuda`. It is imported only in a process that uses a GPU.
 cuda: Any = None
 
 
@@ -94,13 +94,13 @@ def show(size: int) -> None:
 def main() -> None:
     missing = [name for name in ("numpy", "numba") if find_spec(name) is None]
     if missing:
-        print(f"It needs {' and '.join(missing)}, to run on a GPU or without one: pip install 'py-entangle[gpu]'")
+        print(f"This example needs {' and '.join(missing)}, to run on a GPU or without one: pip install 'py-entangle[gpu]'")
         return
     try:
         show(10_000_000)
     except DeviceError as error:
         print(f"There is no GPU: {error}")
-        print("So numba's simulator stands for two, with a small array.")
+        print("So numba simulates two GPUs, with a small array.")
         simulate()
         show(200)
 

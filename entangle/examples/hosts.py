@@ -1,12 +1,12 @@
 """The hosts on which the examples with @ssh run.
 
-Name three of your own, where your key is known and a Python 3.10 or newer is installed:
+Name three hosts of your own that accept your key and have Python 3.10 or newer:
 
     ENTANGLE_HOSTS="me@miko me@radiant me@phoenix" python -m entangle.examples.sshschedulerexample
 
 Otherwise three ssh servers run on this machine, on ports of the loopback interface, as long as the
-example does. That takes an OpenSSH server (apt install openssh-server) and no rights. Run by
-itself, this prints the hosts and their Pythons.
+example does. That needs an OpenSSH server (apt install openssh-server), and no root rights. Run as
+a program, this prints the hosts and their Pythons.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ def three_hosts() -> Iterator[list[Options]]:
 
 @contextlib.contextmanager
 def server(folder: Path, name: str) -> Iterator[Options]:
-    """An ssh server for this user alone, and how to reach it."""
+    """An ssh server for this user alone; gives the options of @ssh that reach it."""
     sshd = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
     if sshd is None:
         sys.exit("There is no sshd here. Install one (apt install openssh-server), or name hosts: ENTANGLE_HOSTS='me@one me@two me@three'")
@@ -82,7 +82,7 @@ def server(folder: Path, name: str) -> Iterator[Options]:
 
 
 def there() -> str:
-    """Where this runs: the port of the ssh server that was reached, and the Python."""
+    """Where this runs: the host, the port of its ssh server, and the Python."""
     import os
     import platform
 

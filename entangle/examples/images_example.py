@@ -1,8 +1,9 @@
-"""A folder of images: thumbnails by all CPUs, with a progress bar, and one file that is no image.
+"""A folder of images: thumbnails on all CPUs, with a progress bar, and one file that is no image.
 
-`thumbnail.map(paths)` would end with the bad file. Here `gather` takes its error as a value, so the
-other files do not notice. Once it takes a second, a bar shows how many are done and failed; a log
-gets lines. Prints how much smaller the thumbnails are, and what is wrong with the bad file.
+`thumbnail.map(paths)` would end at the bad file. Here `gather` takes its error as a value, so the
+other files are not affected. After a second, a bar shows how many are done and failed; if the
+output goes to a file, it gets lines instead. Prints how much smaller the thumbnails are, and the
+error of the bad file.
 """
 
 import sys
@@ -28,7 +29,7 @@ def thumbnail(path: Path, largest: int = 96) -> tuple[int, int]:
 
 
 def make(folder: Path) -> None:
-    """Images as a camera may have left them, and a download that broke off."""
+    """Make images such as a camera makes, and a download that broke off."""
     from PIL import Image
 
     for number in range(IMAGES):
@@ -39,7 +40,7 @@ def make(folder: Path) -> None:
 
 def main() -> None:
     if find_spec("PIL") is None:
-        sys.exit("this example needs Pillow: pip install 'py-entangle[examples]'")
+        sys.exit("This example needs Pillow: pip install 'py-entangle[examples]'")
     with tempfile.TemporaryDirectory() as name:
         make(folder := Path(name))
         paths = sorted(folder.glob("*.png"))

@@ -2,9 +2,9 @@
 
 Five stations stand in a ring. `begin` starts five readings; each `blend` waits for the readings of
 two neighbours, each `report` for the blends of two neighbours, and `end` for all reports. A call
-begins as soon as its own two are there, whatever the rest of their row does: here one reading is
-not done before two reports, two rows below it, have been made of the others. Prints the reports in
-the order in which they were made.
+begins as soon as its own two arguments are there, whatever the rest of their row does. To show
+that, one reading waits until two reports, two rows below it, have been made of the others. Prints
+the reports in the order in which they were made.
 """
 
 import threading
@@ -15,7 +15,7 @@ from entangle.thread import thread
 STATIONS = 5
 SLOW = 2
 
-# Threads share what the program has.
+# Tasks in threads share the variables of the program.
 reported = threading.Semaphore(0)
 order: list[int] = []
 
@@ -27,11 +27,11 @@ def begin() -> float:
 
 @thread
 def read(base: float, station: int) -> float:
-    """The slow one waits until two reports have been made without it."""
+    """A reading. The slow one waits until two reports have been made without it."""
     if station == SLOW:
         for _ in range(2):
             if not reported.acquire(timeout=60):
-                raise TimeoutError("the reports of the other side wait for this reading, and need not")
+                raise TimeoutError("reports of other readings have waited for this one")
     return base + station
 
 

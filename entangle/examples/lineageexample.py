@@ -1,10 +1,11 @@
 """A study whose steps run in a container and here, and what the records say of it afterwards.
 
 Two figures are made in a container, and twenty samples of them; every second sample is disturbed
-here. Which pairs of the two are then compared, in the container again, depends on their values:
-`compare` is a workflow, so its part of the graph is made when they are there. The records tell what
-the result was made from, with the attributes that the author gave to two of the steps, and what
-each place has done. `ENTANGLE_IMAGE` names the image; the default is python:3.13-slim.
+here. Pairs of samples and disturbed samples are then compared, in the container again. Which pairs,
+depends on their values: `compare` is a workflow, so its part of the graph is made when they are
+there. The records tell what the result was made from, the attributes that the author gave to two of
+the steps, and what each place has done. `ENTANGLE_IMAGE` names the image; the default is
+python:3.13-slim.
 """
 
 import math
@@ -73,7 +74,7 @@ def main() -> None:
     try:
         means = study()()
     except (ImageError, UnreachableError) as error:
-        sys.exit(f"This example takes docker and an image with Python in it, which ENTANGLE_IMAGE names.\n{error}")
+        sys.exit(f"This example needs docker and an image with a Python, which ENTANGLE_IMAGE names.\n{error}")
     print(f"{len(means)} comparisons, from {min(means):.3f} to {max(means):.3f}")
     run = records.run("last")
     made_from = Counter(node.name for node in run.ancestors(run.root))
@@ -87,5 +88,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["ENTANGLE_RECORD_DIR"] = folder  # records of its own, which go with it
+        os.environ["ENTANGLE_RECORD_DIR"] = folder  # records of its own, removed at the end
         main()

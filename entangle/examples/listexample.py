@@ -1,6 +1,6 @@
-"""A value that goes several ways: a lambda may give a list of nodes, as long as it likes.
+"""A value that goes several ways: a lambda may give a list of nodes, of any length.
 
-Prints, for each order, the desks that worked on it, all at the same time.
+Prints, for each order, what the desks have done with it, all at the same time.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """Ten thousand small items: `map` makes each a task, and a worker takes many of them at a time.
 
-How many steps does a number take to 1, if even ones are halved and odd ones become 3n + 1? One of
-the items is none. Its error has its own arguments and name, and ends none of the others, since
-`gather` takes errors as values. Prints the number below ten thousand with the longest way.
+How many steps does a number take to 1, if even numbers are halved and odd ones become 3n + 1? This
+prints the number up to ten thousand that takes the most. Then it runs a few more calls, of which
+one fails: `gather` takes its error as a value, so the others go on.
 """
 
 import time
@@ -28,14 +28,14 @@ def steps(n: int) -> int:
 
 @process
 def longest(counts: list[int]) -> tuple[int, int]:
-    """The number with the most steps, and these."""
+    """The number with the most steps, and how many."""
     best = max(range(len(counts)), key=counts.__getitem__)
     return best + 1, counts[best]
 
 
 def main() -> None:
     began = time.perf_counter()
-    number, count = longest(steps.map(range(1, MOST + 1)))()  # the list goes to `longest`, not here
+    number, count = longest(steps.map(range(1, MOST + 1)))()  # the list goes to `longest`, not to this process
     took = time.perf_counter() - began
     print(f"{number} takes {count} steps; {MOST:,} numbers took {took:.2f} s")
 

@@ -1,12 +1,12 @@
 """One graph over four places: a container, another host, a Slurm cluster, and this machine.
 
 A beam is calibrated in a container, its load is looked up on another host, the cluster bends it at
-many places at once, and what bends most is looked at more closely here. How many calls there are is
-seen only while it runs.
+many places at once, and the places that bend most are refined here. How many those are is known
+only while it runs.
 
 `ENTANGLE_IMAGE` names the container's image, `ENTANGLE_HOSTS` a host (else an ssh server runs on
-this machine as long as the example does), `ENTANGLE_PARTITION` the partition of the cluster. Slurm
-is the one that `srun` finds.
+this machine as long as the example does), `ENTANGLE_PARTITION` the partition of the cluster, which
+is the one that `srun` reaches.
 """
 
 import os
@@ -51,13 +51,13 @@ def bend(stiffness: Found, weight: Found, place: float) -> Found:
 
 @process
 def refine(bent: Found, step: float, below: Found | None = None) -> Found:
-    """What is around one place, from the one below on."""
+    """How far the beam bends around a place, at least as far as at the one `below`."""
     least = 0.0 if below is None else below["value"]
     return {"value": max(least, bent["value"] * (1 + step)), "where": "local", "places": [bent, *([below] if below else [])]}
 
 
 def graph(far: dict[str, Any]) -> Any:
-    """The call of the whole."""
+    """The call of the whole graph."""
     stiff = docker(image=IMAGE)(calibrate)()
     weight = ssh(**far)(load)(stiff)
     bend_there = slurm(partition=PARTITION, time=600, cpus=4, memory="500M", jobs=2, python=sys.executable)(bend)
@@ -86,12 +86,12 @@ def summary(*found: Any) -> list[str]:
 
 def main() -> None:
     if shutil.which("srun") is None:
-        sys.exit("This example takes a Slurm cluster: run it where srun is, such as a login node.")
+        sys.exit("This example needs a Slurm cluster: run it where srun is, such as a login node.")
     try:
         with three_hosts() as hosts:
             print("\n".join(graph(hosts[0])()))
     except (ImageError, UnreachableError) as error:
-        sys.exit(f"This example takes docker, a host and a Slurm cluster.\n{error}")
+        sys.exit(f"This example needs docker, a host and a Slurm cluster.\n{error}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""One graph, run once for each of many parameters: each run is remembered as one of its own.
+"""One graph, run once for each of many parameters: each run has a record of its own.
 
-`target` is a graph of two calls. `trigger` begins a run of it for each parameter, of a list, a
-generator or a function that gives either, and refuses what gives none. All runs are under way at
-once, in one session; what they wait for costs no CPU, so forty take hardly longer than one. One of
-them fails, which is its own affair. Prints how it went, and what the records say of the runs.
+`target` is a graph of two calls. `trigger` begins a run of it for each parameter. It takes a list,
+a generator or a function that gives either, and refuses one without parameters. All runs are under
+way at once, in one session; waiting costs no CPU, so forty take hardly longer than one. One of them
+fails, and the others go on. Prints how it went, and what the records say of the runs.
 """
 
 import tempfile
@@ -22,7 +22,7 @@ Parameters = Iterable[int] | Callable[[], Iterable[int]]
 
 @thread
 def fetch(parameter: int) -> int:
-    time.sleep(0.5)  # as a server would have it
+    time.sleep(0.5)  # as if it waited for a server
     return parameter
 
 
@@ -38,8 +38,8 @@ def target(parameter: int) -> Call[str]:
 
 
 def trigger(graph: Callable[[int], Call[str]], parameters: Parameters) -> dict[int, Future[str]]:
-    """Begin a run of the graph for each parameter; gives their futures. Raises ValueError where
-    there is no parameter."""
+    """Begin a run of the graph for each parameter; gives the futures. Raises ValueError if there is
+    no parameter."""
     found = list(parameters() if callable(parameters) else parameters)
     if not found:
         raise ValueError("there is nothing to run: no parameters")
@@ -72,5 +72,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         import os
 
-        os.environ["ENTANGLE_RECORD_DIR"] = folder  # records of its own, which go with it
+        os.environ["ENTANGLE_RECORD_DIR"] = folder  # records of its own, removed at the end
         main()

@@ -1,8 +1,8 @@
 """Two pipelines that start together, each in a process of its own, and one graph database of both.
 
-Each pipeline makes a figure, samples of it, and a disturbance of every second sample. Its runs are
-sent to the Gremlin server that ENTANGLE_GRAPH names as they end, and what is there already stays.
-The graph is then asked what each of them has done, and which values both have made.
+Each pipeline makes a figure, samples of it, and a disturbance of every second sample. Each run is
+sent to the Gremlin server that ENTANGLE_GRAPH names when it ends; what the database has already,
+stays. Queries then tell what each pipeline has done, and which values both have made.
 """
 
 import math
@@ -76,9 +76,9 @@ def ask(address: str) -> None:
 
 def main() -> None:
     if find_spec("gremlin_python") is None:
-        sys.exit("this example needs gremlinpython: pip install 'py-entangle[graph]'")
+        sys.exit("This example needs gremlinpython: pip install 'py-entangle[graph]'")
     if not (address := os.environ.get("ENTANGLE_GRAPH")):
-        sys.exit("This example takes a Gremlin server, which ENTANGLE_GRAPH names: ENTANGLE_GRAPH=ws://localhost:8182/gremlin")
+        sys.exit("This example needs a Gremlin server, which ENTANGLE_GRAPH names: ENTANGLE_GRAPH=ws://localhost:8182/gremlin")
     spawn = multiprocessing.get_context("spawn")
     together = spawn.Barrier(2)
     programs = [spawn.Process(target=start, args=(name, together)) for name in PIPELINES]
@@ -91,5 +91,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["ENTANGLE_RECORD_DIR"] = folder  # records of its own, which go with it
+        os.environ["ENTANGLE_RECORD_DIR"] = folder  # records of its own, removed at the end
         main()

@@ -15,12 +15,12 @@ from entangle.process import ProcessRetryException, ProcessTerminatedException, 
 
 
 class Busy(Exception):
-    """Somebody else has what we want just now."""
+    """Something is in use just now."""
 
 
 @process(retry=5, sleep=0.05, on=Busy)
 def flaky(diary: str) -> str:
-    """Fails twice; another error than `Busy` would not be tried again."""
+    """Fails twice. An error of another kind than `Busy` would not be tried again."""
     attempt = note(diary)
     if attempt < 3:
         raise Busy(f"not on attempt {attempt}")
@@ -29,13 +29,13 @@ def flaky(diary: str) -> str:
 
 @process(retry=3, sleep=0.02, backoff=2, jitter=0.01)
 def hopeless(diary: str) -> str:
-    """Fails always. The pauses double, and vary, so that many such tasks do not retry at once."""
+    """Always fails. The pauses double, and vary so that many such tasks do not retry at once."""
     raise Busy(f"not on attempt {note(diary)}")
 
 
 @process(retry=1, on=ProcessTerminatedException)
 def fragile(diary: str) -> str:
-    """Kills its own process, the first time."""
+    """Kills its own process the first time."""
     attempt = note(diary)
     if attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -43,7 +43,8 @@ def fragile(diary: str) -> str:
 
 
 def note(diary: str) -> int:
-    """Write down an attempt; gives how many there were. A file outlasts a process."""
+    """Write down an attempt, in a file, since that outlasts the process; gives how many there
+    were."""
     with open(diary, "a", encoding="utf-8") as file:
         file.write(f"{time.time()} {os.getpid()}\n")
     return len(Path(diary).read_text(encoding="utf-8").splitlines())

@@ -1,4 +1,4 @@
-"""Tasks that get a CPU of their own; no more run at a time than there are cookies.
+"""Tasks that get a CPU of their own: at most as many run at a time as there are cookies.
 
 `@scheduler(cpus=2)` lets a task run only while it holds one of two cookies. A cookie names a CPU,
 and the task is bound to that CPU as long as it holds it. Six tasks share the two here. A scheduler
@@ -31,7 +31,7 @@ class Shift(NamedTuple):
 
 
 def allowed_cpus() -> tuple[int, ...]:
-    """The CPUs to which this task is bound; none on systems where nothing can be."""
+    """The CPUs to which this task is bound; none where the system binds no process to a CPU."""
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 

@@ -1,10 +1,10 @@
 """A scheduler of your own: a class whose `register` gets a function and returns one that wraps it.
 
-`Considerate` keeps tasks to the last few CPUs, and leaves the first to the user of the machine. It
-has no cookies, and so no limit on how many tasks run: the system shares the CPUs among them.
+`Considerate` keeps tasks to the last few CPUs, and leaves the first one to the user of the machine.
+It has no cookies, so it does not limit how many tasks run: the system shares the CPUs among them.
 `impl=` names the class; here it is in the same file.
 
-Prints the CPUs of the machine, and those on which each task found itself.
+Prints the CPUs of this process, and those on which each task ran.
 """
 
 import os
@@ -17,7 +17,7 @@ from entangle.scheduler import scheduler
 
 
 def allowed_cpus() -> list[int]:
-    """The CPUs that this process may use now; made up on systems where it may not choose."""
+    """The CPUs that this process may use now; all, where the system binds no process to a CPU."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
@@ -38,7 +38,7 @@ class Considerate:
             try:
                 return f(*args, **kwargs)
             finally:
-                # The worker goes on to other tasks, which did not ask to be moved.
+                # The worker runs other tasks next, which are not wrapped by this.
                 move_to(all_of_them)
 
         return considerate

@@ -1,8 +1,8 @@
-"""A dataflow over three hosts: each node gets its value from another, wherever that has run.
+"""A dataflow over three hosts: each node gets the value of another one, wherever that ran.
 
 `emit` runs on this machine, `echo` and `printx` on one host, `printz` on another, `printy` in a
-process here. The callback runs here as each node is done, so the values can be watched on their
-way. Prints them, and in the end the values of the leaves. Which hosts: see `hosts.py`.
+process here. The callback runs here whenever a node is done, so the values can be watched on their
+way. Prints them, and in the end the values of the leaves. `hosts.py` says which hosts it uses.
 """
 
 import os
@@ -17,7 +17,7 @@ from entangle.ssh import ssh
 
 
 def tag(name: str, value: str) -> str:
-    """The value with a trace of who had it, and where."""
+    """The value, with the task that had it, and where."""
     port = os.environ.get("SSH_CONNECTION", "- - - here").split()[3]
     return f"{value} > {name}@{port}"
 

@@ -3,7 +3,7 @@
 `whole` goes to the third host, with its decorators. There it calls `two` and `three`, which that
 host sends on to the first and the second, and `add`, which stays. `@scheduler` takes its cookies on
 the host where its task runs, so no process in the middle knows of all three. Prints the value, and
-on which host each part ran. Which hosts: see `hosts.py`.
+on which host each part ran. `hosts.py` says which hosts it uses.
 """
 
 import os
@@ -19,14 +19,14 @@ config: dict[str, Any] = {"cpus": 1, "impl": "entangle.scheduler.DefaultSchedule
 
 
 class Part(NamedTuple):
-    """A number, and who had a hand in it: task, host and ssh port, process."""
+    """A number, and for each task that made it: its name, host, ssh port and process."""
 
     value: int
     makers: tuple[str, ...]
 
 
 def maker(task: str) -> tuple[str, ...]:
-    """This task, where it runs."""
+    """This task, and where it runs."""
     port = os.environ.get("SSH_CONNECTION", "- - - here").split()[3]
     return (f"{task:<6} on {os.uname().nodename}, ssh port {port}, process {os.getpid()}",)
 

@@ -1,11 +1,10 @@
 """CSV files that keep coming: processes parse them, and windows of ten are summed up.
 
-A thread plays the shop that drops a file of sales into the directory every few milliseconds. Now
-and then one is broken, and is skipped. The stream reads no faster than its results are written: a
-slow disk would slow the source down, and memory stays bounded. On a terminal, a line shows the
-progress.
+A thread stands for the shop: it writes a file of sales into the directory every few milliseconds.
+Some are broken, and are skipped. The stream reads no faster than its results are written: a slow
+disk would slow the source down, and memory stays bounded. On a terminal, a line shows the progress.
 
-Prints the windows as they come, what was skipped, and where the results were.
+Prints the windows as they come, what was skipped, and how many results were written.
 """
 
 import csv
@@ -58,7 +57,7 @@ def add_up(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def shop(folder: Path) -> None:
-    """Write files under another name and rename them, so that nobody reads half of one."""
+    """Write files under another name and rename them, so that half a file is never read."""
     chance = random.Random(7)
     for number in range(FILES):
         draft = folder / f"{number:03}.part"
@@ -71,7 +70,8 @@ def shop(folder: Path) -> None:
 
 
 def counted(paths: Iterator[Path], seen: Counter[str]) -> Iterator[Path]:
-    """The paths, counted, with a live line on a terminal; it ends after so many."""
+    """Pass the paths on and count them; a line on a terminal shows how many. Ends after the last
+    file."""
     for path in islice(paths, FILES):
         seen["files"] += 1
         if sys.stdout.isatty():
@@ -81,7 +81,7 @@ def counted(paths: Iterator[Path], seen: Counter[str]) -> Iterator[Path]:
 
 def main() -> None:
     if find_spec("watchfiles") is None:
-        print("this example follows a directory, for which it needs watchfiles: pip install 'py-entangle[dataflow]'")
+        print("This example follows a directory, for which it needs watchfiles: pip install 'py-entangle[dataflow]'")
         return
     with tempfile.TemporaryDirectory() as name:
         folder, results = Path(name, "sales"), Path(name, "results.jsonl")

@@ -3,7 +3,7 @@
 There are three ways to be late: a body that runs past its `timeout` (its process is killed, with
 the program that it started), an argument that does not arrive within `wait`, and a thread. A thread
 cannot be killed: the caller gets the error when the time is up, and the thread's value is dropped.
-Prints the text of each error and when it came.
+Prints each error and when it came.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ from entangle.thread import ThreadTimeoutException, thread
 
 @process(timeout=0.3)
 def stubborn(diary: str) -> None:
-    """Start another program, and wait for it for longer than allowed."""
+    """Start another program, and wait for it longer than allowed."""
     program = "import sys, time\nwhile True: print('alive', file=open(sys.argv[1], 'a'), flush=True); time.sleep(0.02)"
     subprocess.run([sys.executable, "-c", program, diary], check=False)
 
@@ -48,7 +48,7 @@ def absent_minded() -> str:
 
 
 def late(call: Callable[[], Any]) -> None:
-    """Run a call that is going to be late; print its error and when it came."""
+    """Run a call that will be late; print its error and when it came."""
     started = time.perf_counter()
     try:
         call()

@@ -1,7 +1,8 @@
 """A web app that runs a small graph for each request, in a session whose workers stay warm.
 
-`uvicorn entangle.examples.web_app_example:app` serves it; as a program, it asks itself for prices,
-each the mean of four simulations. A killed worker fails no request: every task has `retry`.
+`uvicorn entangle.examples.web_app_example:app` serves it. Run as a program, it asks itself for
+prices, each the mean of four simulations. If a worker is killed, no request fails: every task has
+`retry`.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ try:
     import httpx
     from fastapi import FastAPI
 except ModuleNotFoundError:
-    sys.exit("this example needs FastAPI and httpx: pip install 'py-entangle[examples]'")
+    sys.exit("This example needs FastAPI and httpx: pip install 'py-entangle[examples]'")
 
 STEPS, PATHS = 20, 50
 
@@ -34,7 +35,7 @@ app = FastAPI(lifespan=lifespan)
 
 @process(retry=5)
 def simulate(strike: float, seed: int) -> float:
-    """What an option pays at the end of random paths of a price that begins at 100; the mean."""
+    """The mean of what an option pays at the end of random paths of a price that begins at 100."""
     chance = random.Random(seed)
     ends = (100 + sum(chance.gauss(0, 2) for _ in range(STEPS)) for _ in range(PATHS))
     return fmean(max(0.0, end - strike) for end in ends)
