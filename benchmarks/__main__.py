@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: hold the contest, print the table, write the results."""
+"""``python -m benchmarks``: run the rows, print the table, write the results."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def numbered(key: str) -> tuple[str, int]:
 
 
 def main() -> int:
-    """Run what the command line asks for; 0, or 1 if a contestant of ours
-    failed or gave a wrong answer."""
+    """Run what the command line asks for; gives 0, or 1 if a contestant of ours failed or gave a
+    wrong answer."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("keys", nargs="*", metavar="ROW", help="rows to run, such as P1 P3 (default: all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each contestant, half in either order (5)")
@@ -31,8 +31,8 @@ def main() -> int:
     options = parser.parse_args()
 
     if options.cpus:
-        # Before the rows are imported: they tell their targets from the CPUs
-        # there are. Children inherit it.
+        # Before the rows are imported: their targets depend on the number of CPUs. Children inherit
+        # it.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cpus])
     from benchmarks import rows as _registered  # noqa: F401
     from benchmarks.row import ROWS
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def show(session: results.Json, *, write: bool) -> None:
-    """Print the table, and write and draw it where the session is one to keep."""
+    """Print the table; if `write`, also write and draw the session."""
     report.terminal(session)
     if not write:
         return

@@ -3,9 +3,9 @@ starts a fresh one for each visit.
 
     python -m benchmarks.arena FD FIRST LAST CONTESTANT ROW...
 
-Rounds FIRST to LAST - 1 of each row, fewer for a peer that takes very long. A line of JSON for each
-row is written to the file descriptor as soon as it is done, so that what a peer prints does no harm
-and a row that fails takes no other with it.
+Runs rounds FIRST to LAST - 1 of each row, fewer for a peer that takes very long. Writes a line of
+JSON to the file descriptor FD as soon as a row is done. So what a peer prints does no harm, and a
+row that fails spoils no other.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from benchmarks.row import ROWS, within
 
 
 def main(arguments: list[str]) -> int:
-    """Run the visit that the arguments describe; 0, or 1 if a row failed or
-    the contestant is not there."""
+    """Run the visit that the arguments describe; gives 0, or 1 if a row failed or the contestant is
+    not installed."""
     channel, first, last, name, *keys = arguments
     todo = [ROWS[key] for key in keys]
     workers = {row.workers for row in todo}

@@ -1,19 +1,20 @@
-"""What a call to AWS takes, beside boto3 by hand: over emulators, so it is ours and theirs alone.
+"""How long a call to AWS takes, beside boto3 by hand. Emulators answer, so no network is in it.
 
     make test-clouds TESTS=entangle/tests/clouds/test_emulators_are_there.py   # the environments
     .venv-clouds/bin/python -m benchmarks.clouds [fargate] [lambda] [body] [--rounds 9]
 
-It needs docker and its image (`make services`). It is no row of the table: CPUs and emulators of
-other machines take other times, and only the ratio tells anything.
+It needs docker and its image (`make services`). It is no row of the table: times differ with CPUs
+and emulators, and only the ratio means something.
 
-- fargate: a task of ECS a call, in ministack. By hand, the argument is put into S3, the command is
-  one line of Python with two signed addresses, and its outcome is looked for every 50 ms.
-- lambda: a function that stands in Lambda, with a server that answers at once; also in a session,
+- fargate: each call is a task of ECS, in ministack. By hand, the argument is put into S3, the
+  command is one line of Python with two signed addresses, and its outcome is looked for every 50
+  ms.
+- lambda: a function that exists in Lambda, with a server that answers at once; also in a session,
   and a hundred calls in one graph: by hand, a pool of ten threads invokes it. Times are of a call.
-- body: a body in Lambda, in a sandbox of AWS's runtime client that is warm. By hand, a handler of
-  three lines fetches a pickle and puts one, and is invoked with `InvocationType="Event"`.
+- body: a body in Lambda, in a warm sandbox of AWS's runtime client. By hand, a handler of three
+  lines fetches a pickle and puts one, and is invoked with `InvocationType="Event"`.
 
-Rounds are held in both orders in turn, and each answer is checked. Times are medians.
+Rounds alternate between both orders, and each answer is checked. Times are medians.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ Way = Callable[[int], Any]
 
 
 class ByHand:
-    """What a program of boto3 does for a call: its argument and its outcome are in S3."""
+    """A call by hand, with boto3: its argument and its outcome are in S3."""
 
     def __init__(self, moto: Emulator, bucket: str) -> None:
         self.s3, self.bucket = moto.client("s3"), bucket
@@ -121,7 +122,7 @@ def in_fargate() -> Iterator[dict[str, tuple[Way, Way]]]:
 
 @contextlib.contextmanager
 def in_lambda() -> Iterator[dict[str, tuple[Way, Way]]]:
-    """Calls of a function that stands there, and lambda:Invoke."""
+    """Calls of a function that exists there, and lambda:Invoke."""
     import boto3
 
     import entangle
@@ -196,7 +197,7 @@ def in_sandboxes() -> Iterator[dict[str, tuple[Way, Way]]]:
 
 @contextlib.contextmanager
 def _emulated() -> Iterator[tuple[Emulator, str]]:
-    """moto, as boto3 finds it, and a bucket there."""
+    """moto, with the settings by which boto3 finds it, and a bucket there."""
     with emulators.moto_server() as moto:
         os.environ.update(moto.environment())
         yield moto, moto.bucket("clouds")
@@ -214,7 +215,7 @@ def _served(which: str, *more: str) -> Iterator[str]:
         try:
             yield server.stdout.readline().strip()
         finally:
-            server.stdin.close()  # it ends with that
+            server.stdin.close()  # ends it
             server.wait()
 
 
@@ -260,7 +261,7 @@ def _serve(which: str, *more: str) -> None:
 
 
 def _compare(ways: tuple[Way, Way], rounds: int) -> tuple[list[float], list[float]]:
-    """Both, in both orders in turn, after a cold call of each."""
+    """Time both ways, in alternating order, after a cold call of each."""
     taken: tuple[list[float], list[float]] = [], []
     for number in range(-1, rounds):
         for which in (0, 1) if number % 2 else (1, 0):
@@ -280,7 +281,7 @@ CONTESTS = {"fargate": in_fargate, "lambda": in_lambda, "body": in_sandboxes}
 
 
 def main() -> None:
-    """Hold the contests, and print a line for each."""
+    """Compare each pair, and print a line for it."""
     parser = argparse.ArgumentParser("python -m benchmarks.clouds")
     parser.add_argument("contests", nargs="*", metavar="CONTEST", help=f"{', '.join(CONTESTS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=9, help="calls of each (9)")

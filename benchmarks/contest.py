@@ -1,9 +1,9 @@
-"""Both orders: ours first and then the peers, then the peers first. Every
-visit is a process of its own.
+"""Runs contestants in both orders: ours first, then the peers first. Every visit is a process of
+its own.
 
-What a visit leaves running is ended before the next begins: this process adopts
-orphans (``PR_SET_CHILD_SUBREAPER``), so that no daemon of a peer can hide from it or
-disturb the next contestant.
+Processes that a visit leaves are ended before the next visit begins: this process adopts orphans
+(``PR_SET_CHILD_SUBREAPER``), so that it finds every daemon of a peer, and none disturbs the next
+contestant.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DISTURBED = 0.2
 
 @dataclass
 class Tally:
-    """What one contestant measured in one row, by the order in which it was visited."""
+    """What one contestant measured in one row, by the order of visits."""
 
     ours_first: list[Measured] = field(default_factory=list)
     peers_first: list[Measured] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Tally:
     """How fast the machine was before each visit."""
 
     def values(self, metric: str) -> list[float]:
-        """Give what all rounds measured of a metric."""
+        """Give the values of a metric from all rounds."""
         return [one[metric] for one in (*self.ours_first, *self.peers_first) if metric in one]
 
 
@@ -79,8 +79,8 @@ def end_leftovers() -> int:
 
 
 def settled() -> int:
-    """Give a visit's helpers a moment to end by themselves, end what still runs,
-    and tell how many that were."""
+    """Give the helper processes of a visit a moment to end by themselves, end those that still run,
+    and give how many there were."""
     deadline = time.monotonic() + 1.0
     while children(os.getpid()) and time.monotonic() < deadline:
         try:
@@ -92,8 +92,8 @@ def settled() -> int:
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Give the CPU seconds that the CPUs of this process have worked so far, and those of
-    them that descendants used."""
+    """Give the seconds that the CPUs of this process have worked so far, and those of them that
+    descendants used."""
     mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     worked = 0.0
     with open("/proc/stat", encoding="utf-8") as file:
@@ -107,18 +107,17 @@ def cpu_seconds() -> tuple[float, float]:
 
 
 def visit(name: str, keys: Sequence[str], rounds: range, say: Callable[[str], None]) -> dict[str, Any]:
-    """Let one contestant run some rows in a fresh process; give for each row a list of
-    rounds, or the error as a str."""
+    """Let one contestant run some rows in a fresh process; give for each row a list of rounds, or
+    the error as a string."""
     reader, writer = os.pipe()
     modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    # Parsl finds its own programs on PATH, where this environment is only when
-    # somebody has activated it.
+    # Parsl looks for its own programs on PATH, which has this environment only if it was activated.
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     command = [sys.executable, "-m", "benchmarks.arena", str(writer), str(rounds.start), str(rounds.stop), name, *keys]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output,
-        # What a contestant leaves lying goes with it. A short name: sockets below it
-        # have little room for theirs.
+        # Files that a contestant leaves are removed with it. The name is short, since the path of a
+        # socket below it must be.
         tempfile.TemporaryDirectory(prefix="b-", ignore_cleanup_errors=True) as room,
     ):
         process = subprocess.Popen(
@@ -161,7 +160,7 @@ def visit(name: str, keys: Sequence[str], rounds: range, say: Callable[[str], No
 
 
 def measured_visit(name: str, keys: Sequence[str], rounds: range, say: Callable[[str], None]) -> tuple[float, dict[str, Any]]:
-    """Do what ``visit`` does, and tell how many CPUs processes of somebody else used meanwhile."""
+    """Do what ``visit`` does, and give how many CPUs other processes used meanwhile."""
     began, before = time.monotonic(), cpu_seconds()
     found = visit(name, keys, rounds, say)
     took, after = time.monotonic() - began, cpu_seconds()
@@ -171,7 +170,7 @@ def measured_visit(name: str, keys: Sequence[str], rounds: range, say: Callable[
 
 
 def wait_for_calm(longest: float = 60.0) -> None:
-    """Return when nobody has used the CPUs for a second, or after ``longest`` seconds."""
+    """Return when no process has used the CPUs for a second, or after ``longest`` seconds."""
     deadline = time.monotonic() + longest
     while time.monotonic() < deadline:
         before = cpu_seconds()[0]
@@ -185,9 +184,9 @@ def hold(
 ) -> Tallies:
     """Run the rows in both orders.
 
-    Takes how many rounds each contestant runs of each row, half of them in either order, a function
-    that is given lines to show, names of contestants to leave out, and how often a disturbed visit
-    is held again. Gives everything measured.
+    Takes how many rounds each contestant runs of each row (half of them in either order), a
+    function that shows a line, names of contestants to leave out, and how often a disturbed visit
+    is repeated. Gives everything measured.
     """
     adopt_orphans()
     tallies: Tallies = {row.key: {} for row in rows}

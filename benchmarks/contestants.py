@@ -1,9 +1,9 @@
-"""Who takes part: entangle in its ways to start workers, its peers, and references.
+"""The contestants: entangle with each way to start workers, its peers, and references.
 
-A contestant turns a function into something that can be called to build a graph (``task``) and gets
-the value of what was built (``value``); each in the peer's own terms, as its documentation tells
-users to. Peers are imported when they start, so that only the process that needs one pays for it,
-and one that is not installed leaves the others alone.
+A contestant turns a function into something that can be called to build a graph (``task``), and
+gets the value of what was built (``value``), each as the peer's documentation tells its users. A
+peer is imported when it starts: so only the process that needs it pays for it, and the others run
+without it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks import work
 
 
 class Contestant:
-    """Somebody who runs graphs of tasks."""
+    """A library that runs graphs of tasks."""
 
     name: ClassVar[str]
     short: ClassVar[str]
@@ -35,8 +35,7 @@ class Contestant:
         self.workers = workers
 
     def start(self) -> None:
-        """Start what stays up between runs, and wait until it is ready.
-        Not counted in any figure."""
+        """Start what stays up between runs, and wait until it is ready. No figure counts this."""
 
     def stop(self) -> None:
         """End everything that was started."""
@@ -50,19 +49,19 @@ class Contestant:
         raise NotImplementedError
 
     def stream(self, stages: Sequence[Callable[[Any], Any]], items: Iterable[Any]) -> Iterator[Any]:
-        """Push items through one function after the other; what comes out, in order."""
+        """Push items through one function after the other; give what comes out, in order."""
         raise NotImplementedError
 
     def map(self, function: Callable[..., Any], items: Sequence[Any]) -> list[Any]:
-        """Give the values of a function for many items, in order, as its documentation does it."""
+        """Give the values of a function for many items, in order, as the documentation does it."""
         raise NotImplementedError
 
     def map_in_chunks(self, function: Callable[..., Any], items: Sequence[Any], size: int) -> list[Any]:
-        """The same, told to send so many items at a time."""
+        """The same, with so many items sent at a time."""
         raise NotImplementedError
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a function once, elsewhere, and give its value."""
+        """Call a function once, in another process, and give its value."""
         return self.value(self.task(function)(*args))
 
 
@@ -70,7 +69,7 @@ class Contestant:
 
 
 class Entangle(Contestant):
-    """entangle as it comes: it looks for itself how to start workers."""
+    """entangle with its defaults: it chooses how to start workers."""
 
     name = "entangle"
     short = "entangle"
@@ -101,7 +100,7 @@ class Entangle(Contestant):
 
 
 class EntangleFork(Entangle):
-    """entangle, every run forking its workers from the caller."""
+    """entangle; each run forks its workers from the caller."""
 
     name = "entangle by fork"
     short = "fork"
@@ -109,7 +108,7 @@ class EntangleFork(Entangle):
 
 
 class EntangleForkserver(Entangle):
-    """entangle, workers taken from a server that an earlier run has left warm."""
+    """entangle; workers come from a server that an earlier run has started."""
 
     name = "entangle by forkserver"
     short = "forkserver"
@@ -133,10 +132,10 @@ class OneProcess(Contestant):
 
 
 class BareFork(Contestant):
-    """A bare ``os.fork`` for each CPU, the leaves dealt out beforehand: what the
-    machine gives at best just then.
+    """A bare ``os.fork`` for each CPU, with the leaves dealt out beforehand: the best that the
+    machine can do at the moment.
 
-    It knows one shape: leaves whose sum is wanted.
+    It can run one shape alone: leaves and their sum.
     """
 
     name = "bare forks"
@@ -170,7 +169,7 @@ class BareFork(Contestant):
 
 
 class Node:
-    """A task of a peer that knows no graphs: those are driven by hand, as their users have to."""
+    """A task of a peer without graphs: as its users must, this runs them by hand."""
 
     __slots__ = ("args", "function", "value")
 
@@ -185,7 +184,7 @@ class Node:
 
 
 def in_order(root: Node) -> list[Node]:
-    """Give the tasks below and with ``root``, every task after those it takes values from."""
+    """Give ``root`` and the tasks below it, every task after those whose values it takes."""
     order: list[Node] = []
     seen: set[int] = set()
     stack: list[tuple[Node, bool]] = [(root, False)]
@@ -201,7 +200,7 @@ def in_order(root: Node) -> list[Node]:
 
 
 def in_waves(root: Node) -> list[list[Node]]:
-    """Give the tasks as waves: those of one wave need only values of earlier ones."""
+    """Give the tasks as waves: those of a wave need only values of earlier waves."""
     depth: dict[int, int] = {}
     waves: list[list[Node]] = []
     for node in in_order(root):
@@ -310,7 +309,7 @@ class Joblib(Contestant):
 
 
 def apply(function: Callable[..., Any], arguments: list[Any]) -> Any:
-    """Call a function: what a pool that maps one function is given when tasks differ."""
+    """Call a function. A pool that maps one function maps this one when the tasks differ."""
     return function(*arguments)
 
 
@@ -356,10 +355,10 @@ class Mpire(Contestant):
 
 
 class OnAnEngine(Contestant):
-    """entangle's own tasks and calls on the engine of the class beside this one, once it runs."""
+    """entangle's own tasks and calls, on the engine that the other base class starts."""
 
     def address(self) -> str:
-        """What `entangle.engine` is given."""
+        """The address for `entangle.engine`."""
         raise NotImplementedError
 
     def start(self) -> None:
@@ -509,7 +508,7 @@ class EntangleOnDask(OnAnEngine, DaskDistributed):
 
 
 class DaskThreads(DaskDistributed):
-    """Dask distributed told to keep a hundred threads in each worker process."""
+    """Dask distributed with a hundred threads in each worker process."""
 
     name = "Dask distributed, 100 threads each"
     threads = 100
@@ -564,8 +563,8 @@ class Parsl(Contestant):
 
 
 class NestedPools(Contestant):
-    """A ``ProcessPoolExecutor`` for every run, also for those inside tasks: what nesting
-    is with no common budget."""
+    """A ``ProcessPoolExecutor`` for every run, also for those inside tasks: nesting without a
+    common budget."""
 
     name = "a pool for each run"
     short = "nested pools"
@@ -580,8 +579,8 @@ class NestedPools(Contestant):
 
 
 class PoolImap(Contestant):
-    """``multiprocessing.Pool.imap``, chained once for each stage, as it
-    comes: an item at a time."""
+    """``multiprocessing.Pool.imap``, chained once for each stage, with its default: an item at a
+    time."""
 
     name = "multiprocessing.Pool.imap, chained"
     short = "Pool.imap"
@@ -626,7 +625,7 @@ class PoolApply(PoolImap):
 
 
 class ImapInChunks(PoolImap):
-    """The same, told to send a hundred items at a time."""
+    """The same, with a hundred items sent at a time."""
 
     name = "multiprocessing.Pool.imap, chained, chunks of 100"
     short = "Pool.imap(100)"
@@ -704,7 +703,7 @@ class DiskCache(_OnDisk):
 
 
 class EntangleDepot(_OnDisk):
-    """entangle's ``cache=True``: the call is known before a run begins."""
+    """entangle's ``cache=True``: a value is found before a run begins."""
 
     name = "entangle, cache=True"
     short = "entangle"

@@ -1,8 +1,7 @@
-"""The tasks of ``work.py`` as somebody who uses entangle writes them:
-decorated where they are defined.
+"""The tasks of ``work.py`` as a user of entangle writes them: decorated where they are defined.
 
-Bodies are written out rather than wrapped, so that what it costs to send a
-decorated function is in the figures.
+Bodies are written out rather than wrapped, so that the figures contain the cost of sending a
+decorated function.
 """
 
 from __future__ import annotations

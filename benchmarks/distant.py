@@ -1,8 +1,7 @@
-"""Who takes part where other places are concerned: entangle by ssh and in a container, and
-the bare programs beside it.
+"""Contestants in other places: entangle by ssh, in a container and on Slurm, and the bare programs.
 
-The ssh server is one of our own on the loopback interface; the container's image is
-ENTANGLE_IMAGE, or that of `make services`.
+The ssh server is our own, on the loopback interface; the container's image is ENTANGLE_IMAGE, or
+that of `make services`.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class WithServer:
     """An ssh server for as long as a visit lasts."""
 
     def serve(self) -> dict[str, Any]:
-        """Start it; the options of @ssh for it."""
+        """Start it; give the options of @ssh for it."""
         if shutil.which("ssh") is None or shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin") is None:
             raise ImportError("no OpenSSH here")
         self.stack = contextlib.ExitStack()
@@ -55,7 +54,7 @@ class EntangleSsh(Entangle, WithServer):
         self.stack.close()
 
     def hang_up(self) -> None:
-        """End the agent, and the login with it."""
+        """End the agent, and with it the login."""
         import_module("entangle._remote.caller.open_channels").close_all()
 
     def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,7 +75,7 @@ class EntangleParamiko(EntangleSsh):
 
 
 class EntangleFarSsh(EntangleSsh):
-    """entangle, tasks under @ssh, and a network in between on which an answer takes 50 ms."""
+    """entangle, tasks under @ssh, over a network on which an answer takes 50 ms."""
 
     name = "entangle by ssh, 50 ms away"
     short = "by ssh, 50 ms away"
@@ -120,7 +119,7 @@ ECHO = (
 
 
 class BareFrames(BareSsh):
-    """Frames to and fro over one exec channel of the ssh program, with nothing in them."""
+    """Empty frames, there and back over one exec channel of the ssh program."""
 
     name = "frames over ssh by hand"
     short = "frames"
@@ -219,7 +218,7 @@ class EntangleSlurm(Entangle, WithSlurm):
 
 
 class BareSrun(Contestant, WithSlurm):
-    """`srun true`: a job of its own for each call."""
+    """`srun true`: each call is a job of its own."""
 
     name = "srun true"
     short = "srun true"

@@ -23,7 +23,8 @@ PICTURE = Path(__file__).resolve().parent.parent / "images" / "stream_memory.png
 
 
 def measure(name: str) -> list[tuple[int, float]]:
-    """Items that have come out, and MB that all processes held then, about ten times a second."""
+    """Give the items that have come out, and the MB that all processes held then, about ten times a
+    second."""
     contestant = CONTESTANTS[name](len(os.sched_getaffinity(0)))
     contestant.start()
     seen: list[tuple[int, float]] = []
@@ -44,7 +45,7 @@ def measure(name: str) -> list[tuple[int, float]]:
         assert value == number + 2
         done[0] = number
         if number % 64 == 0:
-            work.spin(3e-4)  # a consumer that takes its time: 5 µs an item
+            work.spin(3e-4)  # a slow consumer: 5 µs an item
     over.set()
     eye.join()
     contestant.stop()
@@ -52,7 +53,7 @@ def measure(name: str) -> list[tuple[int, float]]:
 
 
 def draw(curves: dict[str, list[tuple[int, float]]]) -> None:
-    """One line for each contestant."""
+    """Draw one curve for each contestant."""
     matplotlib: Any = import_module("matplotlib")
     matplotlib.use("Agg")
     pyplot: Any = import_module("matplotlib.pyplot")
@@ -71,7 +72,7 @@ def draw(curves: dict[str, list[tuple[int, float]]]) -> None:
 
 
 def main() -> None:
-    """Each contestant in a process of its own, then the picture."""
+    """Run each contestant in a process of its own, then draw the picture."""
     if len(sys.argv) > 1:
         print(json.dumps(measure(sys.argv[1])))
         return

@@ -1,8 +1,8 @@
-"""How fast the machine is at the moment: figures of two sessions can be compared only beside this.
+"""How fast the machine is at the moment. Only with this can figures of two sessions be compared.
 
-Small machines are often shares of a larger one, and what their neighbours do shows in no
-counter of theirs. Means and not the best of several: a machine that is held back runs at
-full speed, a part of the time.
+A small machine is often a share of a larger one, and its own counters do not show what its
+neighbours do. It takes means, not the best of several: a machine that is throttled runs at full
+speed for a part of the time.
 """
 
 from __future__ import annotations

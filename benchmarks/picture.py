@@ -22,7 +22,7 @@ Panel = tuple[str, list[tuple[str, float, str]], list[float | None]]
 def panels(session: Json) -> list[Panel]:
     """Give the panels of a session.
 
-    Lines of a row that differ only in who of ours is judged share a panel.
+    Lines of a row that differ only in which contestant of ours they judge share a panel.
     """
     found: list[Panel] = []
     for row in session["rows"]:
@@ -64,14 +64,14 @@ def draw(session: Json) -> None:
         axes.set_visible(False)
     for axes, (heading, bars, targets) in zip(grid.flat, todo, strict=False):
         shown = bars[::-1]
-        # A difference of two starts may come out at or below nothing: it is drawn as a sliver.
+        # A difference of two starts may be 0 or less: it is drawn as a sliver.
         lengths = [max(one, 1e-3) for _, one, _ in shown]
         axes.barh(range(len(shown)), lengths, color=[colour for _, _, colour in shown], height=0.72)
         axes.set_xscale("log")
         reach = [*lengths, *(target for target in targets if target)]
         low, high = min(reach), max(reach)
         room = (high / low) ** 0.22
-        # Bars of a logarithmic scale begin nowhere: give the shortest one a visible length.
+        # A logarithmic scale has no 0 for bars to begin at: give the shortest one a visible length.
         axes.set_xlim(low / max(2.0, room), high * max(1.6, room))
         axes.set_yticks(range(len(shown)), [name for name, _, _ in shown], fontsize=9)
         for place, (_, one, colour) in enumerate(shown):
@@ -90,7 +90,7 @@ def draw(session: Json) -> None:
                 if target:
                     top = len(shown) - 1 - place
                     axes.plot([target, target], [top - 0.5, top + 0.5], color=TARGET, linestyle="--", linewidth=1)
-        axes.set_ylim(min(-0.6, len(shown) - 6.6), len(shown) - 0.4)  # as thick where bars are few
+        axes.set_ylim(min(-0.6, len(shown) - 6.6), len(shown) - 0.4)  # keeps bars as thick where there are few
         axes.set_title(textwrap.fill(heading, 46), fontsize=9.5, loc="left")
         axes.tick_params(axis="x", labelsize=8)
         axes.xaxis.set_major_formatter(ticks.FuncFormatter(lambda value, _: f"{value:,g}"))

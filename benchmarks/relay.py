@@ -1,5 +1,4 @@
-"""A TCP relay on the loopback interface that holds every byte for a while: a network of some length
-for programs of this machine.
+"""A TCP relay on the loopback interface that delays every byte: it stands for a long network.
 
     python -m benchmarks.relay PORT SECONDS
 
@@ -14,7 +13,7 @@ import sys
 
 
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
-    """What is read, written `seconds` later."""
+    """Write what is read `seconds` later."""
     loop = asyncio.get_running_loop()
     held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 

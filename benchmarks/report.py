@@ -45,7 +45,7 @@ def ratio(value: float | None) -> str:
 
 
 def verdict(line: Json) -> str:
-    """Give whether a line's target was met."""
+    """Say whether the target of a line was met."""
     return {None: "—", True: "yes", False: "**no**"}[line["met"]]
 
 
@@ -56,7 +56,7 @@ def title(row: Json, line: Json) -> str:
 
 
 def references(line: Json) -> str:
-    """Give the figures of those beside the peers, such as the same lines in one process."""
+    """Give the figures of the references, such as the same lines in one process."""
     return ", ".join(
         f"{CONTESTANTS[name].short if name in CONTESTANTS else name} {number(value)}"
         for name, value in line["others"].items()
@@ -106,8 +106,7 @@ def markdown(session: Json) -> str:
 
 
 def how_fast(session: Json) -> str:
-    """Say how fast the machine was while the session lasted; nothing of
-    sessions that did not look."""
+    """Say how fast the machine was during the session; "" if the session did not measure it."""
     paces = [one for row in session["rows"] for kept in row["rounds"].values() for one in kept.get("paces", [])]
     if not paces:
         return ""
@@ -166,7 +165,7 @@ def terminal(session: Json) -> None:
 
 
 def short(session: Json) -> str:
-    """Give the table of the README: eight lines, the slowest beside a peer among them."""
+    """Give the table of the README: eight lines, among them those where a peer is the fastest."""
     lines = {(row["key"], line["label"]): line for row in session["rows"] for line in row["lines"]}
     chosen = [(work, lines[key, label]) for key, label, work in SHORT if (key, label) in lines]
     out = ["| work | entangle | the fastest other | how many times as long it takes |", "|---|--:|--:|--:|"]
@@ -190,7 +189,7 @@ def short(session: Json) -> str:
 
 
 def publish(session: Json) -> list[Path]:
-    """Put the tables between the markers of page and README; give the files that have none."""
+    """Put the tables between the markers of page and README; give the files without markers."""
     missing = []
     for path, table in ((PAGE, markdown(session)), (README, short(session))):
         text = path.read_text(encoding="utf-8") if path.exists() else ""

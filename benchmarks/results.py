@@ -22,8 +22,8 @@ FILE = Path(__file__).with_name("results.json")
 
 
 def figure(tally: Tally | None, line: Line) -> float | None:
-    """Give what a line shows of a contestant: the median of all rounds, or the
-    largest where the line says so."""
+    """Give the figure of a contestant in a line: the median of all rounds, or the largest where the
+    line says so."""
     values = tally.values(line.metric) if tally else []
     if not values:
         return None
@@ -36,8 +36,8 @@ def rounded(value: float) -> float:
 
 
 def judge(row: Row, line: Line, tallies: Mapping[str, Tally]) -> Json:
-    """Give one line of the table: figures of ours and of each other, target,
-    verdict, ratio to the best peer."""
+    """Give one line of the table: the figures of ours and of each other contestant, the target, the
+    verdict, and the ratio to the best peer."""
     ours = figure(tallies.get(line.ours), line)
     others = {name: figure(tallies[name], line) for name in row.others if name in tallies}
     peers = {name: one for name, one in others.items() if one is not None and name not in REFERENCES}
@@ -46,7 +46,7 @@ def judge(row: Row, line: Line, tallies: Mapping[str, Tally]) -> Json:
     if target is not None and line.relative_to is not None:
         names = (line.relative_to,) if isinstance(line.relative_to, str) else line.relative_to
         beside = [others.get(name) for name in names]
-        # Where one of them failed, nobody knows which is the better.
+        # Where one of them failed, it is not known which is the better.
         target = target * min(one for one in beside if one is not None) if None not in beside else None
     return {
         "label": line.label,
@@ -55,7 +55,7 @@ def judge(row: Row, line: Line, tallies: Mapping[str, Tally]) -> Json:
         "contestant": line.ours,
         "ours": None if ours is None else rounded(ours),
         "target": None if target is None else rounded(target),
-        # Who has no figure where one is due has not met it.
+        # Without a figure, a target is not met.
         "met": None if target is None else ours is not None and ours <= target,
         "best_peer": best,
         "best_peer_over_ours": rounded(peers[best] / ours) if best is not None and ours else None,
@@ -93,8 +93,8 @@ def summary(rows: Sequence[Row], tallies: Tallies) -> list[Json]:
 
 
 def machine() -> Json:
-    """Give what the figures depend on: CPUs, memory, Python, versions.
-    Nothing that names the machine."""
+    """Give what the figures depend on: CPUs, memory, Python, versions. Nothing of it names the
+    machine."""
     model = ""
     if platform.system() == "Linux":
         with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -116,7 +116,7 @@ def machine() -> Json:
 
 
 def gather(rows: Sequence[Row], tallies: Tallies, rounds: int) -> Json:
-    """Give everything that is written of a session."""
+    """Give everything that the file keeps of a session."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "rounds": rounds,
@@ -126,11 +126,10 @@ def gather(rows: Sequence[Row], tallies: Tallies, rounds: int) -> Json:
 
 
 def write(session: Json, order: Sequence[str]) -> Json:
-    """Write a session to ``results.json``, keeping the rows of an earlier one
-    that this one has not run again.
+    """Write a session to ``results.json``. Rows of earlier sessions that were not run again stay.
 
-    Rows are comparisons of their own, each with its date; those of another machine or of
-    other versions are not kept.
+    Each row is a comparison of its own, with its date. Rows of another machine or of other versions
+    are dropped.
     """
     merged = dict(session)
     if FILE.exists():
@@ -143,6 +142,6 @@ def write(session: Json, order: Sequence[str]) -> Json:
 
 
 def read() -> Json:
-    """Give what the last sessions left."""
+    """Give what the last sessions have written."""
     kept: Json = json.loads(FILE.read_text(encoding="utf-8"))
     return kept

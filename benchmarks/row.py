@@ -1,4 +1,4 @@
-"""The words of a benchmark: a row of the table, its lines, and how a round is timed."""
+"""The terms of a benchmark: a row of the table, its lines, and how a round is timed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Body = Callable[["Contestant", Iterable[int]], Iterator[Measured]]
 
 
 class WrongAnswer(AssertionError):
-    """A contestant gave another value than the one the work has: its time means nothing."""
+    """A contestant gave a wrong value: its time means nothing."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a metric, who of ours is judged by it, and what is to be reached.
+    """One line of the table: a metric, the contestant of ours that it judges, and the target.
 
     ``target`` is in ``unit``; with ``relative_to`` it is a factor on what that contestant took in
-    the same session; of several, on the least. A line without a target is shown for its own sake.
-    ``worst`` takes the largest round where others take the median.
+    the same session; of several, on the least. A line without a target is only shown. ``worst``
+    takes the largest round instead of the median.
     """
 
     label: str
@@ -41,12 +41,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Row:
-    """One benchmark: what it is, who takes part, and the function that measures a contestant.
+    """One benchmark: what it is, its contestants, and the function that measures a contestant.
 
-    Rows of one ``group`` share a visit to each contestant, so that a daemon that takes
-    seconds to start is started once for all of them. ``workers`` is how many workers a peer
-    is told to keep (``None``: one for each CPU). ``bare`` rows start nothing beforehand,
-    because starting is what they measure.
+    Rows of one ``group`` share a visit to each contestant, so that a daemon that takes seconds to
+    start is started once for all of them. ``workers`` is how many workers a peer is told to keep
+    (``None``: one for each CPU). ``bare`` rows start nothing beforehand, because they measure the
+    start.
     """
 
     key: str
@@ -66,7 +66,7 @@ class Row:
 
     @property
     def contestants(self) -> tuple[str, ...]:
-        """Everybody who takes part, ours first."""
+        """All contestants, ours first."""
         return (*self.ours, *self.others)
 
 
@@ -84,8 +84,8 @@ def row(
     workers: int | None = None,
     bare: bool = False,
 ) -> Callable[[Body], Body]:
-    """Make a benchmark of a function that takes a contestant and the numbers of the rounds
-    and yields what each measured.
+    """Make a benchmark of a function that takes a contestant and the numbers of the rounds, and
+    yields what each round measured.
 
     @row("X1", "one task", group="small", lines=[Line("", "µs", "time", "entangle", 10)],
     others=PEERS) def one(contestant, rounds): ...
@@ -101,17 +101,17 @@ def row(
 
 
 def check(given: Any, wanted: Any) -> None:
-    """Raise ``WrongAnswer`` unless the contestant's value is the one the work has."""
+    """Raise ``WrongAnswer`` unless the contestant's value is the right one."""
     if given != wanted:
         raise WrongAnswer(f"{given!r:.200} where {wanted!r:.200} was due")
 
 
 def seconds(once: Callable[[], Any], wanted: Any, *, fill: float = 0.25, most: int = 25) -> float:
-    """Time one round of short work: repeat it for ``fill`` seconds, at most
-    ``most`` times, and take the median.
+    """Time one round of short work: repeat it for ``fill`` seconds, at most ``most`` times, and
+    take the median.
 
-    The answer is checked each time, outside the clock. Work that takes
-    longer than ``fill`` is run once.
+    The answer is checked each time; the time of that is not counted. Work that takes longer than
+    ``fill`` is run once.
     """
     took: list[float] = []
     while not took or (sum(took) < fill and len(took) < most):
@@ -123,12 +123,11 @@ def seconds(once: Callable[[], Any], wanted: Any, *, fill: float = 0.25, most: i
 
 
 def within(rounds: Iterable[int], budget: float) -> Iterator[int]:
-    """Give the rounds one by one, and no further one when they have taken
-    more than ``budget`` seconds.
+    """Give the rounds one by one, until they have taken more than ``budget`` seconds.
 
-    One is always given. This is for contestants that need many seconds for what takes
-    the others a moment: their figures have fewer rounds, which the report says, and
-    need no more to be told apart.
+    One is always given. This is for contestants that need many seconds for what takes the others a
+    moment: their figures have fewer rounds, which the report says. With such differences, a few are
+    enough.
     """
     began: float | None = None
     for number in rounds:

@@ -1,8 +1,8 @@
-"""Who takes part beside warm workers: entangle in a session, and in place of the pools that
-people have; loky; and two ways to move an array.
+"""Contestants with warm workers: entangle in a session, and in place of the pools of other
+libraries; loky; and two ways to move an array.
 
-All functions come from ``work.py``, a module that workers can import, for everybody alike:
-nobody has to send one by value.
+All functions come from ``work.py``, a module that workers can import, for every contestant: none
+has to send a function by value.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class EntangleExecutor(Futures):
 
 
 class EntangleJoblib(Joblib):
-    """joblib told to use entangle's workers."""
+    """joblib on entangle's workers."""
 
     name = "entangle.joblib"
     short = "entangle.joblib"
@@ -68,7 +68,7 @@ class EntangleJoblib(Joblib):
 
 
 class JoblibThreads(Joblib):
-    """joblib told to use threads of the caller."""
+    """joblib on threads of the caller."""
 
     name = "joblib, threading"
     short = "threading"
@@ -79,7 +79,7 @@ class JoblibThreads(Joblib):
 
 
 class Loky(Futures):
-    """loky's reusable executor, as its documentation gets it."""
+    """loky's reusable executor, made as its documentation says."""
 
     name = "loky"
     short = "loky"
@@ -93,7 +93,7 @@ class Loky(Futures):
 
 
 class DaskInOneProcess(DaskProcesses):
-    """dask on threads of the caller: its own choice for arrays."""
+    """dask on threads of the caller: its default for arrays."""
 
     name = "Dask threads"
     short = "Dask threads"
@@ -111,7 +111,7 @@ class DaskInOneProcess(DaskProcesses):
 
 
 class EntangleDask(DaskProcesses):
-    """dask told to run its graphs on entangle's workers."""
+    """dask with its graphs on entangle's workers."""
 
     name = "entangle.dask"
     short = "entangle.dask"
@@ -137,12 +137,12 @@ class Mover(Contestant):
         return function
 
     def moved(self, array: Array) -> Array:
-        """Move an array. The one moved before is not used any more."""
+        """Move an array. The array that was moved before is no longer used."""
         raise NotImplementedError
 
 
 class CopyInMemory(Mover):
-    """An array copied to memory that the process has and has touched."""
+    """An array copied to memory that the process has already written to."""
 
     name = "a copy in memory"
     short = "a copy in memory"

@@ -1,13 +1,13 @@
-"""The eye on a process tree: how much memory it holds, and how many of its
-processes could run at once.
+"""Observes a process tree: how much memory it holds, and how many of its processes could run at
+once.
 
-A program of its own, so that looking takes nothing from the process that is
-looked at but a share of a CPU:
+It is a program of its own, so that it takes nothing but a share of a CPU from the process that it
+observes:
 
     python watch.py PID memory|runnable
 
-It looks until its stdin ends, then prints one line of JSON. It leaves itself out.
-Linux only: it reads ``/proc``.
+It looks until its stdin ends, then prints one line of JSON. It leaves itself out. Linux only: it
+reads ``/proc``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def children(pid: int) -> list[int]:
 
 
 def tree(root: int) -> list[int]:
-    """Give a process and all below it, without the one that asks."""
+    """Give a process and all below it, without this one."""
     me = os.getpid()
     found = [root]
     for pid in found:
@@ -48,7 +48,7 @@ def tree(root: int) -> list[int]:
 
 
 def proportional(pid: int) -> int:
-    """Give the bytes a process holds, pages that several share counted in shares (PSS)."""
+    """Give the bytes that a process holds; a page that several share counts in shares (PSS)."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             for line in file:
@@ -78,15 +78,15 @@ def runs(pid: int) -> bool:
 def runnable(root: int) -> int:
     """Count the processes of a tree that could run at one moment.
 
-    One look takes a while, and a process that hands over to another within it would be
-    counted with that other. Those seen running are therefore looked at again at once, and
-    only who runs both times is counted.
+    One look takes a while: if a process hands over to another meanwhile, both would be counted. So
+    those that were seen running are looked at again at once, and only those that run both times
+    count.
     """
     return sum([runs(pid) for pid in [pid for pid in tree(root) if runs(pid)]])
 
 
 def look(root: int, what: str) -> dict[str, float]:
-    """Look until stdin ends; give the largest sum seen and how often it was looked."""
+    """Look until stdin ends; give the largest sum and the number of looks."""
     largest = 0
     looks = 0
     pause = 0.1 if what == "memory" else 0.0005
@@ -99,8 +99,8 @@ def look(root: int, what: str) -> dict[str, float]:
 
 @contextmanager
 def watching(what: str) -> Iterator[dict[str, float]]:
-    """Watch this process and all below it while the block runs; the dict
-    is filled when the block ends.
+    """Watch this process and all below it while the block runs; the dict is filled when the block
+    ends.
 
     with watching("memory") as seen: ...
     print(seen["largest"])                 # bytes
@@ -108,7 +108,7 @@ def watching(what: str) -> Iterator[dict[str, float]]:
     seen: dict[str, float] = {}
     eye = subprocess.Popen([sys.executable, "-S", "-E", __file__, str(os.getpid()), what], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
-        time.sleep(0.1)  # the eye's own start would be seen as somebody's use of a CPU
+        time.sleep(0.1)  # else the start of the watcher would count as use of a CPU
         yield seen
     finally:
         said, _ = eye.communicate()

@@ -1,12 +1,12 @@
 """``python -m benchmarks.web_app``: a web app whose workers are killed, beside ProcessPoolExecutor.
 
 The app is ``entangle/examples/web_app_example.py``: each request runs four simulations and their
-mean. The peer does the same with an executor, which it makes anew when the old one is broken. Each
-is served by uvicorn in a process of its own, first in peace, then with one worker killed by SIGKILL
+mean. The peer does the same with an executor, and makes another one when it is broken. uvicorn
+serves each app in a process of its own, first undisturbed, then with one worker killed by SIGKILL
 each second. Clients ask again as soon as they have an answer, and check it. Prints the requests a
-second, their 99th percentile, and how many were answered, failed, and got no answer at all.
+second, the 99th percentile of their times, and how many were answered, failed, and got no answer.
 
-Ends with 1 if a request failed on entangle's side: all of its tasks have ``retry``.
+The exit status is 1 if a request failed on entangle's side: all of its tasks have ``retry``.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ STARTING, ANSWERING = 30.0, 30.0
 
 
 def with_entangle() -> tuple[Any, Callable[[], list[int]]]:
-    """The app of the example, and what its workers are."""
+    """The app of the example, and a function that gives the pids of its workers."""
     from entangle.examples.web_app_example import app
 
     return app, lambda: app.state.session.pids
 
 
 def simulated(strike: float, seed: int) -> float:
-    """The body of a simulation, as a process of the peer finds it."""
+    """The body of a simulation, where a process of the peer can import it."""
     from entangle.examples import web_app_example
 
     return float(web_app_example.simulate.function(strike, seed))
@@ -61,13 +61,13 @@ def averaged(*values: float) -> float:
 
 
 def with_futures() -> tuple[Any, Callable[[], list[int]]]:
-    """The same app on ProcessPoolExecutor, and what its workers are."""
+    """The same app on ProcessPoolExecutor, and a function that gives the pids of its workers."""
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     from fastapi import FastAPI
 
-    # By fork, the workers of a later executor would inherit the locks of threads.
+    # Not by fork: the workers of a later executor would inherit locks that threads hold.
     make = functools.partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("forkserver"))
     executor = make()
 
@@ -112,7 +112,7 @@ def serve(side: str, listening: int) -> None:
 
 @dataclass
 class Counts:
-    """What came of the requests of one phase."""
+    """The results of the requests of one phase."""
 
     seconds: float = 0.0
     sent: int = 0
@@ -136,7 +136,7 @@ class Counts:
 
 
 async def ask(client: Any, until: float, expected: dict[int, float], counts: Counts) -> None:
-    """Ask for prices until it is time, one after the other."""
+    """Ask for prices, one after the other, until the time `until`."""
     import httpx
 
     while time.monotonic() < until:
@@ -181,7 +181,7 @@ async def phase(client: Any, seconds: float, clients: int, expected: dict[int, f
 
 
 async def contest(side: str, options: argparse.Namespace) -> tuple[Counts, Counts]:
-    """Serve one app, ask it in peace and in trouble."""
+    """Serve one app, and ask it, first undisturbed and then with workers killed."""
     import httpx
 
     expected = {strike: averaged(*[simulated(strike, seed) for seed in range(4)]) for strike in STRIKES}
@@ -208,7 +208,7 @@ async def contest(side: str, options: argparse.Namespace) -> tuple[Counts, Count
 
 
 def main() -> int:
-    """Hold it, and print the counts; 1 if a request failed on entangle's side."""
+    """Run both sides, and print the counts; gives 1 if a request failed on entangle's side."""
     if sys.argv[1:2] == ["--serve"]:
         serve(sys.argv[2], int(sys.argv[3]))
         return 0

@@ -1,5 +1,5 @@
-"""The tasks: plain functions that every contestant runs. ``decorated.py``
-has the same for entangle."""
+"""The tasks: plain functions that every contestant runs. ``decorated.py`` has the same ones for
+entangle."""
 
 from __future__ import annotations
 
@@ -55,9 +55,8 @@ def total(*numbers: int) -> int:
 def busy(i: int, seconds: float) -> int:
     """Use a CPU for so many seconds of CPU time, and give ``i``.
 
-    CPU time and not the clock on the wall: work that is counted by the clock would seem to be
-    done twice as fast by twice as many processes as there are CPUs, and a contestant's own use of
-    a CPU would cost it nothing.
+    CPU time, not wall-clock time: by the clock, twice as many processes as there are CPUs would
+    seem to work twice as fast, and a contestant's own use of a CPU would cost it nothing.
     """
     end = time.thread_time() + seconds
     while time.thread_time() < end:
@@ -66,14 +65,14 @@ def busy(i: int, seconds: float) -> int:
 
 
 def crunch(number: int, seconds: float) -> tuple[float, float]:
-    """Use a CPU for so many seconds of CPU time, and tell from when to when."""
+    """Use a CPU for so many seconds of CPU time, and give when it began and ended."""
     began = time.monotonic()
     busy(number, seconds)
     return began, time.monotonic()
 
 
 def together(*spans: tuple[float, float]) -> int:
-    """Count how many of these went on at one moment, at most."""
+    """Count how many of these spans overlapped at most."""
     return max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
 
 
@@ -96,7 +95,7 @@ def pause(i: int, seconds: float) -> int:
 
 
 def square(x: int) -> int:
-    """Multiply a number with itself."""
+    """Square a number."""
     return x * x
 
 
@@ -125,8 +124,8 @@ def summed(array: Array) -> float:
 
 
 def signed(items: int, number: int) -> Array:
-    """Make an array of ones whose first items tell which process made it and
-    which of the arrays it is."""
+    """Make an array of ones whose first items tell which process made it, and which of the arrays
+    it is."""
     array = make(items)
     array[0] = os.getpid()
     array[1] = number
@@ -134,8 +133,8 @@ def signed(items: int, number: int) -> Array:
 
 
 def stamped(items: int, number: int) -> tuple[Array, int]:
-    """Make an array of ones that begins with a number, and tell the nanosecond at which the
-    body ended."""
+    """Make an array of ones that begins with a number, and give the nanosecond at which the body
+    ended."""
     array = make(items)
     array[0] = number
     return array, time.monotonic_ns()
@@ -147,8 +146,8 @@ def modules() -> list[str]:
 
 
 def gather_others(*arrays: Array) -> tuple[Array, str, int]:
-    """Give back an array that another process made, if there is one; and the
-    nanosecond at which the body ended."""
+    """Give back an array that another process made, if there is one, and the nanosecond at which
+    the body ended."""
     me = os.getpid()
     for array in arrays:
         if array[0] != me:
@@ -157,8 +156,8 @@ def gather_others(*arrays: Array) -> tuple[Array, str, int]:
 
 
 def gather_own(*arrays: Array) -> tuple[Array, str, int]:
-    """Give back an array that this process made, if there is one; and the
-    nanosecond at which the body ended."""
+    """Give back an array that this process made, if there is one, and the nanosecond at which the
+    body ended."""
     me = os.getpid()
     for array in arrays:
         if array[0] == me:
@@ -167,7 +166,7 @@ def gather_own(*arrays: Array) -> tuple[Array, str, int]:
 
 
 def gather_new(*arrays: Array) -> tuple[Array, str, int]:
-    """Give an array made in this very body; and the nanosecond at which the body ended."""
+    """Give an array that this body makes, and the nanosecond at which the body ended."""
     array = arrays[0] * 1.0
     return array, "new", time.monotonic_ns()
 
@@ -175,8 +174,8 @@ def gather_new(*arrays: Array) -> tuple[Array, str, int]:
 def durations(seed: int, tasks: int = 200, mean: float = 0.010, sigma: float = 1.5) -> list[float]:
     """Give lognormal durations in seconds, scaled so that their mean is exactly ``mean``.
 
-    Without the scaling one sample in ten would be a fifth longer or shorter as a whole, and
-    rounds could not be compared.
+    Without the scaling, the sum of one sample in ten would be a fifth larger or smaller, and rounds
+    could not be compared.
     """
     source = random.Random(seed)
     raw = [math.exp(source.gauss(0.0, sigma)) for _ in range(tasks)]
@@ -185,13 +184,13 @@ def durations(seed: int, tasks: int = 200, mean: float = 0.010, sigma: float = 1
 
 
 def lower_bound(times: list[float], cpus: int) -> float:
-    """Seconds below which no schedule can be: the longest task, or all
-    of the work spread evenly."""
+    """Give the seconds that every schedule needs: the longest task, or all of the work spread
+    evenly."""
     return max(max(times), sum(times) / cpus)
 
 
 def longest_first(times: list[float], cpus: int) -> float:
-    """Seconds of the schedule that knows all durations and always starts the longest task
+    """Give the seconds of the schedule that knows all durations and always starts the longest task
     left (Graham's LPT rule)."""
     loads = [0.0] * cpus
     for one in sorted(times, reverse=True):
@@ -200,4 +199,4 @@ def longest_first(times: list[float], cpus: int) -> float:
 
 
 def nothing(*_: Any) -> None:
-    """Do nothing: the task that shows that a pool is up."""
+    """Do nothing: a task to show that a pool has started."""

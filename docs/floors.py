@@ -2,11 +2,11 @@
 
     python docs/floors.py        writes it; `make docs` does so, and the tests see that it is fresh
 
-A box is a room, an arrow says that modules of the one room import modules of the other. An arrow
-that follows from others (a room imports what it imports also through a room between) is left out,
-else most boxes would be joined; the documentation lists them all beside the files of a room. Tools
-that draw imports (pydeps, import-linter) need the `dot` program and know no floors; here the floors
-are given, so a layout is short.
+A box is a room. An arrow says that modules of one room import modules of the other. An arrow that
+follows from others (through a room between) is left out, else most boxes would be joined; the
+documentation lists all imports beside the files of a room. Tools that draw imports (pydeps,
+import-linter) need the `dot` program and know no floors; here the floors are given, so the layout
+is short.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TARGET = Path(__file__).resolve().parent.parent / "images" / "floors.svg"
 WIDTH, STEP, BOX, MARGIN, GAP, LANE = 880, 74, 46, 28, 14, 26
 COLOURS = ("#d5dbe6", "#d7e6ee", "#c8e8e2", "#dcebdc", "#f6d9b4", "#fbdcc4", "#fdebdd")
 
-#: A place on a floor: a room, or the lane on which an arrow to a room passes a floor.
+#: A place on a floor: a room, or the lane of an arrow that passes the floor.
 Spot = tuple[str, str]
 
 
@@ -51,8 +51,8 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, list[str]]:
 
 
 def layers(graph: dict[str, list[str]]) -> tuple[list[list[Spot]], list[tuple[int, Spot, Spot]]]:
-    """What lies on each floor, in an order with few crossings; and the pieces of arrows
-    between one floor and the next."""
+    """The places on each floor, in an order with few crossings; and the pieces of arrows between
+    one floor and the next."""
     floor_of = {room: number for number, floor in enumerate(FLOORS) for room in floor}
     spots: list[list[Spot]] = [[("room", room) for room in floor] for floor in FLOORS]
     pieces: list[tuple[int, Spot, Spot]] = []
@@ -119,7 +119,7 @@ def draw() -> str:
         start, end = where[number + 1, above], where[number, below]
         low, high = max(start[0], end[0]), min(start[1], end[1])
         x1, x2 = (start[0] + start[1]) / 2, (end[0] + end[1]) / 2
-        if high - low > 16:  # they lie above each other: joined straight, where they overlap
+        if high - low > 16:  # one is above the other: join them straight, where they overlap
             x1 = x2 = (low + high) / 2
         y1, y2 = start[2] + BOX, end[2]
         bend = 0.6 * (y2 - y1)

@@ -1,10 +1,9 @@
-"""The picture that moves, `docs/images/running.svg`: a real run of README's first program, drawn
-from its record.
+"""Draws the picture that moves, `docs/images/running.svg`: a real run of README's first program.
 
     python docs/moving.py        runs the program, and draws what its record says
 
-Each call is filled while its body ran, in the colour of the worker that ran it, at the times of
-the record, slowed down. Whoever has asked for less motion, and a viewer without CSS, sees the end.
+Each call is filled while its body runs, in the colour of its worker, at the times of the record,
+slowed down. A reader who has asked for less motion, and a viewer without CSS, see the end.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from entangle._records.drawing.picture import HEIGHT, clean, path_of, places_of
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "images" / "running.svg"
 
-#: How many seconds the run takes in the picture, and how long its end stays.
+#: How many seconds the run takes in the picture, and how many its end stays.
 MOVES, STAYS = 5.0, 3.0
 TOP, LANE, MARGIN, LABEL = 34, 26, 20, 86
 
@@ -45,7 +44,7 @@ def program() -> tuple[str, str]:
 
 
 def recorded() -> records.Run:
-    """Run the program; what is remembered of it."""
+    """Run the program; gives its record."""
     name, text = program()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -84,7 +83,7 @@ def draw(run: records.Run, name: str) -> str:
     whole = MOVES + STAYS
 
     def share(moment: float | None) -> float:
-        """When a moment of the run comes in the picture, in per cent of the whole."""
+        """When the picture shows a moment of the run, in per cent of its whole length."""
         return ((moment or over) - begun) / lasts * MOVES / whole * 100
 
     rules, parts = [], []
@@ -142,7 +141,7 @@ def draw(run: records.Run, name: str) -> str:
 
 
 def main() -> None:
-    """Make the run, and draw it."""
+    """Run the program, and draw the run."""
     TARGET.parent.mkdir(exist_ok=True)
     TARGET.write_text(draw(recorded(), program()[0]), encoding="utf-8")
 

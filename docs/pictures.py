@@ -1,5 +1,5 @@
-"""The pictures of runs in `images/`: a real run, drawn by our own renderer and
-photographed in a real browser.
+"""Makes the pictures of runs in `images/`: real runs, drawn by our own renderer, and the page in a
+real browser.
 
     python docs/pictures.py        needs the extra `test` and a Chromium (.ci/browser)
 
@@ -123,7 +123,7 @@ DOWNLOADS = """
         print(error)
 """
 
-#: Lines that are parsed and added up by the hundred, of which some cannot be parsed.
+#: Lines that are parsed and added up by the hundred; some cannot be parsed.
 LINES = """
     import logging
     import time
@@ -218,7 +218,7 @@ def photograph(page_of: dict[str, str], environment: dict[str, str], folder: Pat
         with subprocess.Popen([sys.executable, "wing.py", "1.0"], cwd=folder, env=environment, stdout=subprocess.DEVNULL) as study:
             dark.click("a.card")
             dark.wait_for_selector(".stage[data-ready]")
-            # When the run inside `refined` has begun, and some of the others are done.
+            # Wait until the run inside `refined` has begun, and some of the others are done.
             dark.wait_for_selector(".stage[data-nodes='20']", timeout=60_000)
             dark.wait_for_timeout(1500)
             dark.screenshot(path=IMAGES / "page-live.png")
@@ -227,7 +227,7 @@ def photograph(page_of: dict[str, str], environment: dict[str, str], folder: Pat
 
 
 def main() -> None:
-    """Make the run, and draw it."""
+    """Run the programs, and make the pictures."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for name, program in (("wing.py", STUDY), ("downloads.py", DOWNLOADS), ("lines.py", LINES)):

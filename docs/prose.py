@@ -1,11 +1,12 @@
-"""Reads the prose of the pages: proselint, and a short style of our own.
+"""Checks the prose of the pages: proselint, and a short style of our own.
 
-    python docs/prose.py [page …]       all pages, the README and its like by default
+    python docs/prose.py [page …]       by default all pages, the README and others beside it
 
-Code and the targets of links are no prose. Ends non-zero if a line is to be mended. The style:
+Code and the targets of links are not checked. The exit status is 1 if a line breaks a rule. The
+style:
 
-- a sentence has at most 45 words; what a colon or a semicolon parts are two;
-- none of the words in `WEASELS`: what they say, the sentence says without them.
+- a sentence has at most 45 words; a colon or a semicolon ends a sentence, too;
+- it has none of the words in `WEASELS`, which add nothing.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Most words of a sentence.
 LONGEST = 45
 
-#: Words that promise or belittle, and say nothing that one could check.
+#: Words that promise or belittle, and say nothing that a reader could check.
 WEASELS = (
     "basically", "clearly", "easily", "extremely", "fairly", "incredibly", "just works", "leverage", "obviously", "of course",
     "powerful", "quite", "rather simple", "really", "seamless", "seamlessly", "simply", "utilize", "very",
 )  # fmt: skip
 
-#: What of proselint counts. The rest is about novels, or about signs that Markdown sets itself.
+#: The checks of proselint that count. The others are about novels, or about characters that
+#: Markdown sets itself.
 CHECKS = (
     "cliches", "hedging", "malapropisms", "mixed_metaphors", "mondegreens", "nonwords", "oxymorons", "redundancy",
 )  # fmt: skip
@@ -37,7 +39,7 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def prose(text: str) -> str:
-    """A page with all that is no prose blanked, line by line and column by column."""
+    """A page with spaces in place of all that is no prose, so that lines and columns stay."""
     for pattern in (
         r"^( *)```.*?^\1```[^\n]*$",
         r"<!-- bench:begin -->.*?<!-- bench:end -->",
@@ -55,7 +57,7 @@ def prose(text: str) -> str:
 def sentences(text: str) -> list[tuple[int, str]]:
     """The sentences of a page's prose, each with its line."""
     found = []
-    # A heading, a list item, a row's cell and an empty line each end what stands before them.
+    # A heading, a list item, a cell of a table and an empty line end the sentence before them.
     for part in re.finditer(r"(?:(?!\n\s*\n|\n\s*(?:[-*+#>|]|\d+\.)\s?|\|).)+", text, re.DOTALL):
         at = part.start()
         for sentence in re.split(r"(?<=[.!?:;])\s+", part[0]):
@@ -79,7 +81,7 @@ def own_style(text: str) -> list[tuple[int, str]]:
 
 
 def from_proselint(pages: list[Path]) -> list[str]:
-    """What proselint has to say of the pages."""
+    """What proselint says of the pages."""
     with tempfile.TemporaryDirectory() as folder:
         copies = {}
         for number, page in enumerate(pages):

@@ -1,7 +1,7 @@
-"""What mkdocs has to know of a repository.
+"""Hooks for mkdocs.
 
-The pictures lie beside `docs/`, so that the README shows the same ones. The list of all
-files is read from the files.
+The pictures are in `images/`, not in `docs/`, since the README shows them, too: they are added to
+the site. The list of all files is made from the files.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Point links to pictures at the place where the site has them, and put in the list of
-    files where it is asked for."""
+    """Change links to pictures to where the site has them, and insert the list of files where a
+    page asks for it."""
     depth = page.file.src_uri.count("/")
     markdown = markdown.replace("](" + "../" * (depth + 1) + "images/", "](" + "../" * depth + "images/")
-    # All modules are read for it: not for each page.
+    # The list takes long to make: all modules are read for it.
     return markdown.replace("<!-- files -->", files()) if "<!-- files -->" in markdown else markdown
 
 
 def files() -> str:
-    """Every room with its files, each with the first sentence of its docstring, as Markdown."""
+    """Every room with its files, and the first sentence of each docstring, as Markdown."""
     out, below = [], needed()
     for number, floor in enumerate(FLOORS):
         for room in floor:

@@ -1,9 +1,9 @@
-"""What type checkers know of the arguments of a task: `entangle/_tasks/task_arguments.pyi`.
+"""Writes `entangle/_tasks/task_arguments.pyi`: what type checkers know of the arguments of a task.
 
     python docs/task_arguments.py       writes it; the tests see that it is fresh
 
-An overload for each shape of arguments, and the shapes are regular: so they are written by a
-program. Why these, and in this order, says `docs/architecture/typing.md`.
+It has an overload for each shape of arguments. The shapes are regular, so a program writes them.
+`docs/architecture/typing.md` says why these, and why in this order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOST = 6
 NAMES = "abcdefg"
 REST = "/, *args: Q.args, **kwargs: Q.kwargs"
 
-#: What a parameter takes, and what may be given where calls stand inside: a pattern, its form.
+#: What a parameter takes, and the form of an argument with calls inside it.
 LIST = ("list[X]", "ListOf[Given[X]]")
 DICT = ("dict[X, Y]", "DictOf[X, Given[Y]]")
 SET = ("set[X]", "SetOf[Given[X]]")
@@ -34,11 +34,11 @@ NESTED = (
     ("list[dict[X, Y]]", "ListOf[DictOf[X, Given[Y]] | CallOf[dict[X, Y]]]"),
     ("dict[X, list[Y]]", "DictOf[X, ListOf[Given[Y]] | CallOf[list[Y]]]"),
 )
-#: With one container in so many positional arguments.
+#: How many positional arguments may have one container among them, and which containers.
 ONE_CONTAINER = ((1, FLAT), (2, FLAT), (3, (LIST, DICT, TUPLE, PAIR)), (1, NESTED), (2, NESTED))
 
-#: Arguments of which nothing is known. Those that count are calls and what may hold calls: with
-#: one of them `ArgumentsDoNotFit` becomes Any; with none it breaks its bound, and mypy names it.
+#: Arguments of any type. If one of them is a call, or may hold calls, `ArgumentsDoNotFit` becomes
+#: Any; if none is, it breaks its bound, and mypy names it.
 _UNHASHABLE = "Unhashable[ArgumentsDoNotFit] | UnhashableToo[ArgumentsDoNotFit] | ArgumentsDoNotFit"
 CALL_COUNTS = f"Hashable[ArgumentsDoNotFit] | {_UNHASHABLE}"
 CONTAINER_COUNTS = f"HashableInPlace[ArgumentsDoNotFit] | {_UNHASHABLE}"
@@ -222,7 +222,7 @@ def written() -> str:
 
 
 def _overload(name: str, parameters: Iterable[str], gives: str, ignored: str = "", text: str = "") -> list[str]:
-    """An overload. Its lines may be long: it is for programs to read."""
+    """An overload. Its lines may be long: programs read them."""
     ignore = f"  # type: ignore[{ignored}]" if ignored else ""
     return ["    @overload", f"    def {name}({', '.join(parameters)}) -> {gives}:{'' if text else ' ...'}{ignore}", *filter(None, [text])]
 
@@ -236,8 +236,8 @@ def _given(count: int) -> list[str]:
 
 
 def _exact() -> list[str]:
-    """Values alone; then calls among the first arguments, values after them; then calls at will
-    where all arguments are of one type."""
+    """Values alone; then calls among the first arguments, values after them; then any number of
+    calls where all arguments are of one type."""
     lines = _call("self", "/, *args: P.args, **kwargs: P.kwargs", gives="Call[R]", text=FIRST)
     for count in range(1, MOST + 1):
         lines += _call(f"self: Takes{count}[{', '.join(NAMES[:count].upper())}, Q, V]", *_given(count), REST)
@@ -262,7 +262,7 @@ def _containers() -> list[str]:
 
 
 def _loose() -> list[str]:
-    """What no type says any more: there is a call somewhere, and anything is let pass."""
+    """The rest: there is a call somewhere, and everything is accepted."""
     named = f"**kwargs: {CALL_COUNTS}"
     lines = _call("self", "/", gives="Coroutine[Any, Any, ArgumentsAreMissing]", ignored="overload-cannot-match")
     lines += _call("self", f"/, *args: {NONE_COUNTS}", named, gives="Call[R]")
@@ -273,7 +273,7 @@ def _loose() -> list[str]:
     for count, counts in ((4, CONTAINER_COUNTS), (MOST + 1, CALL_COUNTS)):
         first = [f"{name}: {counts}" for name in NAMES[:count]]
         lines += _call("self", *first, f"/, *args: {counts}", named, gives="Call[R]")
-    # Once more, at the end: pyright explains a mistake by the last overload that might be meant.
+    # Once more, at the end: pyright explains a mistake by the last overload that might fit.
     return lines + _call("self", "/, *args: P.args, **kwargs: P.kwargs", gives="Call[R]", ignored="overload-cannot-match")
 
 
@@ -301,7 +301,7 @@ def _starmap() -> list[str]:
     for count in range(1, 5):
         kinds = ", ".join(NAMES[:count].upper())
         add(count, kinds, ", ".join(f"Given[{kind}]" for kind in NAMES[:count].upper()), kinds)
-    for count in (2, 3):  # what itertools.product gives: tuples of any length
+    for count in (2, 3):  # for itertools.product, which gives tuples of any length
         add(count, ", ".join("A" * count), "Given[A], ...", "A, ...")
     longer = " | ".join(["list[Any]", *(f"tuple[{', '.join(['Any'] * count)}]" for count in (5, 6, 7))])
     return lines + _overload("starmap", ["self", f"pairs: Iterable[{longer}] | Call[Iterable[{longer}]]", "/", CHUNKS], "Call[list[R]]")

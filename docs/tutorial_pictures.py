@@ -1,9 +1,9 @@
-"""The pictures of runs in the tutorial, `docs/images/tutorial-*.svg`.
+"""Draws the pictures of runs in the tutorial, `docs/images/tutorial-*.svg`.
 
     python docs/tutorial_pictures.py [CHAPTER]     runs the programs of the chapters
 
-A chapter that shows `tutorial-many.svg` has a program `many.py`; the picture is what
-`entangle show last --format svg` draws after it has run.
+A chapter that shows `tutorial-many.svg` has a program `many.py`. The picture is what
+`entangle show last --format svg` draws after that program has run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def draw(page: Path) -> None:
 
 
 def main() -> None:
-    """Draw those of the chapters that are named, or of all."""
+    """Draw the pictures of the chapters that are named, or of all."""
     pages = [Path(name).resolve() for name in sys.argv[1:]] or sorted((ROOT / "docs" / "tutorial").glob("*.md"))
     for page in pages:
         draw(page)

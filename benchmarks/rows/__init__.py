@@ -1,5 +1,5 @@
-"""What is measured. Importing this package registers every row; nothing runs, and
-no contestant is imported."""
+"""What is measured. Importing this package registers every row. It runs nothing, and imports no
+contestant."""
 
 from benchmarks.rows import (
     arrays,

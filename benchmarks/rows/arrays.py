@@ -24,8 +24,8 @@ MOST = tuple(name for name in PEERS if name != Parsl.name)
 )
 def array_chain(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     """Hand a large array from task to task."""
-    # As a program that works with arrays does at its top: else each run of fresh
-    # processes would import numpy, too.
+    # As a program that works with arrays does at its top. Else the fresh processes of each run
+    # would import numpy, too.
     import numpy  # noqa: F401
 
     make, touch, summed = contestant.task(work.make), contestant.task(work.touch), contestant.task(work.summed)
@@ -34,7 +34,7 @@ def array_chain(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measu
         value: float = contestant.value(summed(touch(touch(touch(make(items))))))
         return value
 
-    once()  # memory that a virtual machine has not used for a while is slow when first touched
+    once()  # the first use of memory that a virtual machine has not used for a while is slow
     for _ in rounds:
         yield {"time": seconds(once, float(work.ITEMS), most=5) * 1e3}
 
@@ -58,8 +58,7 @@ def array_back(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measur
 
     signed = contestant.task(work.signed)
     ours = isinstance(contestant, Entangle)
-    # A peer needs seconds for each of these, and what it does with an array does
-    # not depend on who made it.
+    # A peer needs seconds for each of these, and treats an array alike whichever process made it.
     gathers = [work.gather_others, work.gather_own, work.gather_new] if ours else [work.gather_others]
 
     def once(gather: Any, items: int = work.ITEMS) -> tuple[str, float]:
@@ -76,8 +75,8 @@ def array_back(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measur
         measured: Measured = {}
         for gather in tasks:
             made_by, took = once(gather)
-            # Which worker makes which array is chance: what was found is what
-            # counts, not what was looked for.
+            # Which worker makes which array is chance: count it as what it is, not as what was
+            # looked for.
             measured[made_by if ours else "other"] = took
         if not ours:
             measured["own"] = measured["new"] = measured["other"]

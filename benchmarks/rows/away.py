@@ -30,7 +30,7 @@ class Slow(futures.Executor):
         self.memory = 0.0
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> futures.Future[Any]:
-        """Keep a call; the last one has all of them answered."""
+        """Keep a call; when the last one comes, answer all."""
         future: futures.Future[Any] = futures.Future()
         self._calls.append((future, fn, args))
         if len(self._calls) == CALLS:
@@ -59,7 +59,7 @@ def _megabytes() -> float:
     note="through an executor that answers none before it has all",
 )
 def under_way(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Add one to each of ten thousand numbers, somewhere else."""
+    """Add one to each of ten thousand numbers, at a service."""
     from entangle.on import on
 
     for _ in rounds:
@@ -106,7 +106,7 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 class Watch:
-    """The most threads and memory of this process from its making on."""
+    """Watches the threads and the memory of this process, and keeps the largest figures."""
 
     def __init__(self) -> None:
         self._before, self._memory, self._threads = _megabytes(), 0.0, 0
@@ -120,7 +120,7 @@ class Watch:
             self._memory = max(self._memory, _megabytes() - self._before)
 
     def most(self) -> Measured:
-        """What it has seen; it looks no more."""
+        """Stop watching; gives the largest figures."""
         self._over.set()
         self._thread.join()
         return {"threads": float(self._threads), "memory": self._memory}

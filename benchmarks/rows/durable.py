@@ -1,4 +1,4 @@
-"""O3 and O4: what keeping a run costs, and how soon one that was ended goes on."""
+"""O3 and O4: what it costs to keep a run, and how soon an interrupted run goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NODES = work.HALF * 2
 
 @contextlib.contextmanager
 def records() -> Iterator[str]:
-    """Records, and with them durable runs, in a directory that goes away."""
+    """A temporary directory for records, and with them for durable runs."""
     before = os.environ.get("ENTANGLE_RECORD_DIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ENTANGLE_RECORD_DIR"] = folder

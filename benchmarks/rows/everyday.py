@@ -1,4 +1,4 @@
-"""E1 to E3: what people do every day, with records on, as the package comes."""
+"""E1 to E3: everyday work, with records on, as by default."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ITEMS, CALLS, NODES = 10_000, 1_000, 100_000
 
 
 class Recording:
-    """Records runs in a directory of their own meanwhile."""
+    """Records runs in a temporary directory."""
 
     def __enter__(self) -> Recording:
         self._before = {name: os.environ.get(name) for name in ("ENTANGLE_RECORD", "ENTANGLE_RECORD_DIR")}
@@ -101,7 +101,7 @@ def failures(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured
     note="what the server answers for the header, the graph and the timeline, as JSON; nothing is kept between rounds",
 )
 def first_page(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Make what the page of a large run shows first."""
+    """Make what the page shows first of a large run."""
     from entangle import records
     from entangle.web import recorded
     from entangle.web.lanes import timeline

@@ -1,7 +1,7 @@
-"""P1 to P4: what one task costs, when it does next to nothing.
+"""P1 to P4: what one task costs that does next to nothing.
 
-Building the graph is in every figure, ours and the peers'. So are the start and the end of our
-workers, which belong to a run; a peer's pool has been started and warmed before.
+Every figure contains the time to build the graph, ours and the peers'. Ours also contain the start
+and the end of the workers, which belong to a run; a peer's pool was started and warmed before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""O1: a value that was computed before is found again."""
+"""O1: how long it takes to find a value that was computed before."""
 
 from __future__ import annotations
 

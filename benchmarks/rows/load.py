@@ -1,4 +1,4 @@
-"""P5, P6, P10, P11 and P14: whether the CPUs are full, and never more than full."""
+"""P5, P6, P10, P11 and P14: whether all CPUs are busy, and no more processes than CPUs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def sleep(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     "nobody who does not know the lengths can plan for; longest first, which does know them, comes within 0.1 % of it",
 )
 def skewed(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Keep every CPU busy though nobody knows how long a task will take."""
+    """Keep every CPU busy with tasks of unknown lengths."""
     busy, total = contestant.task(work.busy), contestant.task(work.total)
     contestant.value(total(*[busy(i, 0.0) for i in range(4)]))
     for seed in rounds:
@@ -115,8 +115,8 @@ SPIN = 0.002
 
 
 def nested_sum(seconds: float, depth: int) -> int:
-    """Do what ``decorated.inner`` and ``decorated.innermost`` do, with a
-    pool for each nested run."""
+    """Do what ``decorated.inner`` and ``decorated.innermost`` do, with a pool for each nested
+    run."""
     calls: list[tuple[Callable[..., int], tuple[Any, ...]]]
     if depth == 2:
         calls = [(nested_sum, (seconds, 3))] * 4 + [(work.busy, (1, seconds))]

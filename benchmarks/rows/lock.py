@@ -52,7 +52,7 @@ def lock(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
 
 
 def _held(contestant: Contestant, call: Any, wanted: int) -> float:
-    """Per cent of a run's time during which somebody held the lock of its table."""
+    """The per cent of a run's time during which a process held the lock of its table."""
     from entangle._shared.table import Table
 
     held = memoryview(mmap.mmap(-1, 8 * 1024)).cast("q")
@@ -80,7 +80,7 @@ def _held(contestant: Contestant, call: Any, wanted: int) -> float:
 
 
 def _claims(slots: int) -> float:
-    """Microseconds of a claim, where 40 workers go through 20,000 leaves."""
+    """The microseconds of a claim, where 40 workers go through 20,000 leaves."""
     from entangle._shared.table import HIGH, LOW, PLANNED, SLOT, Table
     from entangle.flow import PROCESS, Body, Flow, Shape
 
@@ -99,7 +99,7 @@ def _claims(slots: int) -> float:
                 base = slot * SLOT
                 left = table.slots[base + HIGH] - table.slots[base + LOW]
                 if left > 0:
-                    step = min(left, slot)  # some are quicker than others, so that there is something to take from them
+                    step = min(left, slot)  # slots differ in speed, so that claims must take leaves from others
                     table.slots[base + LOW] += step
                     seen += step
                     continue

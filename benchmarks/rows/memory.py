@@ -1,5 +1,5 @@
-"""P13: what it costs a run to be remembered; and what it takes to remember a
-large one and to show it."""
+"""P13: what it costs to record a run, and how long it takes to record a large one and to show
+it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def recorded(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured
                 took[way] = seconds(once, 512 * 511 // 2)
             os.environ["ENTANGLE_RECORD"] = "0"
             plain = timed(LEAVES)
-            records.runs(limit=1)  # what has been recorded until now is out of the way
+            records.runs(limit=1)  # takes in what has been recorded until now
             os.environ["ENTANGLE_RECORD"] = "1"
             longer = timed(LEAVES) - plain
             began = time.perf_counter()

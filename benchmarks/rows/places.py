@@ -28,7 +28,7 @@ LARGE = 200_000_000 // 8
     note="beside it: a frame over an exec channel to a Python that sends it back",
 )
 def warm(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Call a function that is elsewhere already."""
+    """Call a function that is in its place already."""
     if isinstance(contestant, BareFrames):
         for _ in rounds:
             yield {"time": seconds(lambda: contestant.echo(b"1"), b"1", most=MANY) * 1e3}
@@ -51,7 +51,7 @@ def warm(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     note="target: 1.5 times `ssh host python3 -c pass`",
 )
 def cold(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Log in, start a Python there, and have one value."""
+    """Log in, start a Python there, and get one value."""
     if isinstance(contestant, BareSsh):
         import sys
 
@@ -78,10 +78,10 @@ def cold(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     note="target: 0.7 of the speed of `ssh host cat`, which sends back while it still receives",
 )
 def large(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Send a large array, and have it back."""
+    """Send a large array, and get it back."""
     import numpy
 
-    array = numpy.random.default_rng(1).random(LARGE)  # nothing that could be compressed
+    array = numpy.random.default_rng(1).random(LARGE)  # random numbers cannot be compressed
     if isinstance(contestant, BareSsh):
         data = array.tobytes()
         for _ in rounds:

@@ -1,4 +1,4 @@
-"""W3 to W6: entangle in the place of the pools that people have, their programs unchanged."""
+"""W3 to W6: entangle in place of the pools of other libraries, with unchanged programs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tiny_functions(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Me
     note="map of a * 1.0; the caller reads all of each array that comes back, then drops it",
 )
 def arrays_in_and_out(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Send a hundred arrays, and have a new one for each."""
+    """Send a hundred arrays, and get a new one for each."""
     import numpy
 
     arrays = [numpy.full(ARRAY_ITEMS, float(number)) for number in range(ARRAYS)]
@@ -182,7 +182,7 @@ def dasks(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     for _ in rounds:
         yield {
             "tiny": seconds(tiny, 499_500) * 1e3,
-            # Whole numbers, so that the sum is the same in whatever order.
+            # Whole numbers, so that the sum is the same in any order.
             "sum": seconds(summed, items * (items - 1) / 2) * 1e3,
             "twice": seconds(twice, items - 1.0) * 1e3,
         }

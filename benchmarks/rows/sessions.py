@@ -99,7 +99,7 @@ def _cpu_nanoseconds(pids: Iterable[int]) -> int:
 
 
 def _held(workers: Iterable[int]) -> Measured:
-    """What the caller and the largest of its workers hold."""
+    """The memory of the caller, and of the largest of its workers."""
     gc.collect()
     workers = list(workers)
     return {
@@ -154,7 +154,7 @@ def many_runs(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measure
             else:
                 check(contestant.value(total(*[leaf(i) for i in range(20)])), 190)
 
-    # Once in a visit, whatever the rounds are.
+    # Once in a visit, however many rounds there are.
     for _ in within(rounds, 0.0):
         with Recording():
             run(range(RUNS // 10))
@@ -190,7 +190,7 @@ def many_runs(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measure
     "that has been touched, a copy to shared memory that has just been made",
 )
 def array_again(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Make an array in a worker, and have it; three times."""
+    """Make an array in a worker, and get it; three times."""
     import numpy  # noqa: F401
 
     moving = isinstance(contestant, Mover)

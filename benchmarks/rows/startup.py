@@ -45,7 +45,7 @@ if __name__ == "__main__":
 
 
 def whole(*arguments: str) -> float:
-    """Run a Python of its own and give the milliseconds from its start to its end."""
+    """Run another Python, and give the milliseconds from its start to its end."""
     began = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return (time.perf_counter() - began) * 1e3
@@ -64,16 +64,16 @@ def whole(*arguments: str) -> float:
     note="ours: `import entangle.process`, `python -m entangle.examples.example`; a peer's program starts its pool, runs one task and ends",
 )
 def startup(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
-    """Start a Python that imports, and one that runs something; both next
-    to one that does nothing."""
+    """Start a Python that imports, and one that runs something, each beside one that does
+    nothing."""
     line = IMPORTS[contestant.name]
     program = ("-m", "entangle.examples.example") if contestant.name == Entangle.name else ("-c", FIRST.format(name=contestant.name))
     whole("-c", line)
     if contestant.name == Entangle.name:
         whole(*program)
     for _ in rounds:
-        # The difference of two single starts is mostly noise: three pairs a
-        # round, each pair side by side.
+        # The difference of two single starts is mostly noise: take three pairs a round, each one
+        # after the other.
         pairs = [(whole("-c", "pass"), whole("-c", line)) for _ in range(3)]
         yield {
             "import": statistics.median(importing - bare for bare, importing in pairs),

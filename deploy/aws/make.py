@@ -1,13 +1,19 @@
-"""Make what @batch, @fargate and @lmbda need in an account of AWS, once; what is there stays.
+"""Make what @batch, @fargate and @lmbda need in an account of AWS, once. What is there stays.
 
     python deploy/aws/make.py --bucket lab-calls --queue short
 
-A bucket that removes what callers that were killed have left in it; a role with which containers
-are started and their logs written; a role for what runs in them, which may use the bucket where the
-addresses of a call would expire; a compute environment of Fargate in the default VPC (no machine
-of your own, nothing to pay for while nothing runs), and a queue before it; a cluster of ECS, which
-is free, with Fargate and its spot capacity; a role for functions of Lambda. It prints what to write
-in a program. Run it as somebody who may make all that; programs need the policies beside this file.
+It makes
+
+- a bucket that removes what killed callers have left in it;
+- a role that starts containers and writes their logs;
+- a role for what runs in containers: it may use the bucket, since signed addresses may expire;
+- a compute environment of Fargate in the default VPC (no machine of your own, and no cost while
+  nothing runs), and a queue for it;
+- a cluster of ECS, which is free, with Fargate and its spot capacity;
+- a role for functions of Lambda.
+
+It prints what to write in a program. Run it as a user who may make all that; programs need only the
+policies beside this file.
 """
 
 from __future__ import annotations
@@ -21,9 +27,9 @@ from typing import Any
 import boto3
 from botocore.exceptions import ClientError
 
-#: Calls that have waited for longer than this have lost their addresses.
+#: After this many days a call's addresses have expired, so what it left in the bucket can go.
 DAYS = 8
-#: Roles: their names, and whose they are.
+#: Roles: their names, and the services that may assume them.
 CONTAINERS, FUNCTIONS = ("entangle-containers", "ecs-tasks.amazonaws.com"), ("entangle-functions", "lambda.amazonaws.com")
 JOBS = "entangle-jobs", "ecs-tasks.amazonaws.com"
 #: To fetch images from the account's own registry, and to write logs.
@@ -36,7 +42,7 @@ LOGS = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"]
 
 
 def make_bucket(session: boto3.Session, bucket: str) -> None:
-    """A private bucket with a rule for what is left behind."""
+    """Make a private bucket with a rule that removes what is left behind."""
     s3 = session.client("s3")
     where = {} if session.region_name == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": session.region_name}}
     try:
@@ -62,12 +68,12 @@ def make_bucket(session: boto3.Session, bucket: str) -> None:
 
 
 def allowed(actions: list[str]) -> str:
-    """A policy that allows these actions of everything."""
+    """A policy that allows these actions on all resources."""
     return json.dumps({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": actions, "Resource": "*"}]})
 
 
 def make_role(session: boto3.Session, name: str, service: str, policy: str, document: str) -> str:
-    """A role for what a service starts, with a policy of this name: its ARN."""
+    """Make a role for what a service starts, with a policy of this name; gives its ARN."""
     iam = session.client("iam")
     trusted = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}
     try:
@@ -80,7 +86,7 @@ def make_role(session: boto3.Session, name: str, service: str, policy: str, docu
 
 
 def make_queue(session: boto3.Session, name: str, vcpus: int, spot: bool, role: str | None) -> None:
-    """A compute environment of Fargate in the default VPC, and a queue before it."""
+    """Make a compute environment of Fargate in the default VPC, and a queue for it."""
     batch, ec2 = session.client("batch"), session.client("ec2")
     vpcs = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not vpcs:
@@ -111,7 +117,7 @@ def make_queue(session: boto3.Session, name: str, vcpus: int, spot: bool, role: 
 
 
 def make_cluster(session: boto3.Session, name: str) -> None:
-    """A cluster of ECS, to which both capacities of Fargate belong."""
+    """Make a cluster of ECS with both capacities of Fargate."""
     ecs = session.client("ecs")
     found = [each for each in ecs.describe_clusters(clusters=[name])["clusters"] if each["status"] == "ACTIVE"]
     providers = {"capacityProviders": ["FARGATE", "FARGATE_SPOT"], "defaultCapacityProviderStrategy": [{"capacityProvider": "FARGATE"}]}
