@@ -7,7 +7,7 @@ FROM ${BASE}
 
 ARG EXTRAS=http,gpu
 COPY . /src
-# An environment of its own works in any base image, also where the system manages Python packages.
+# A virtual environment works in any base image, also if the system manages Python packages.
 RUN python3 -m venv /opt/entangle \
     && /opt/entangle/bin/pip install --no-cache-dir "/src[${EXTRAS}]" \
     && rm -rf /src \

@@ -1,18 +1,18 @@
-# Everything one does with a checkout. All that is needed is make and Python 3.10 or newer.
+# All tasks of a checkout. They need only make and Python 3.10 or newer.
 #
 #   PYTHON=python3.12    the Python of new environments (`make clean` removes old ones)
-#   VENV=.venv           where the environment lies
+#   VENV=.venv           where the environment is
 #   ARGS="-x -k store"   further arguments for what is run: pytest, the benchmarks, the drill
 #   TESTS=path           the tests to run; all of them by default
 #   LOWEST_VENV=.venv-lowest   the environment with the lowest versions, for `make test-lowest`;
 #                        it takes the oldest Python
 #   COMPAT_VENV=.venv-compat   the environment with other projects' tests, for `make compat`
 #   ENGINES_VENV=.venv-engines   the environment with Dask and Ray, for `make test-engines`
-#   CLOUDS_VENV=.venv-clouds   the environment with emulators of clouds, for `make test-clouds`; that
-#                        with -ministack behind its name has the one that pins other versions
-#   DIST_VENV=.venv-dist   the environment with what builds and checks wheels, for `make dist`
-#   JOBS=3               processes that share the tests when all are run; 0: pytest alone, as --pdb
-#                        and -s need it
+#   CLOUDS_VENV=.venv-clouds   the environment with emulators of clouds, for `make test-clouds`; one
+#                        emulator pins other versions, so it is in $(CLOUDS_VENV)-ministack
+#   DIST_VENV=.venv-dist   the environment with the tools that build and check wheels, for `make dist`
+#   JOBS=3               processes among which the tests are divided when all are run; 0: none, as
+#                        --pdb and -s need it
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +27,7 @@ DIST_VENV ?= .venv-dist
 MUTANTS ?= frames cookies table delivery
 ROUNDS ?= 1
 TESTS ?=
-# A test waits for half of its time: three keep two CPUs busy.
+# Tests wait for about half of their time, so three processes keep two CPUs busy.
 JOBS ?= 3
 ARGS ?=
 
@@ -45,14 +45,14 @@ LOWEST_TESTS := $(addprefix entangle/tests/test_,behaviour.py cli.py dependencie
 #: The tests that run what the pages show.
 PAGES_TESTS := $(addprefix entangle/tests/test_,shown_blocks.py coming_from.py tutorial.py docs.py)
 
-# In an empty environment, too: without a PATH, Python cannot find its own prefix.
+# Without a PATH, as in an empty environment, Python cannot find its own prefix.
 PATH ?= /usr/local/bin:/usr/bin:/bin
 export PATH
 
-# What runs here has its own budget of CPUs; it must not take the job slots of the make around it.
+# Programs here have their own budget of CPUs; they must not take job slots of a make around this.
 unexport MAKEFLAGS MFLAGS MAKELEVEL
 
-# The tests start thousands of Pythons. Without bytecode files each would compile our modules.
+# The tests start thousands of Pythons. Without bytecode files, each would compile our modules.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -63,20 +63,20 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo 'make run     install into $(VENV) and run the main example'
 	@echo 'make test    the tests                    (TESTS=path, ARGS="-x -k name", JOBS=$(JOBS))'
-	@echo 'make test-lowest  some of them with the lowest versions that pyproject.toml allows  (PYTHON=the oldest)'
-	@echo 'make compat  tests of other projects, with entangle in the place of what they test'
+	@echo 'make test-lowest  some of the tests with the lowest versions that pyproject.toml allows  (PYTHON=the oldest)'
+	@echo 'make compat  tests of other projects, with entangle in place of what they test'
 	@echo 'make test-engines  the tests over real Slurm, Dask and Ray, in $(ENGINES_VENV)    (.ci/engines installs Slurm, as root)'
 	@echo 'make test-clouds  the tests against emulators of AWS, in $(CLOUDS_VENV)    (docker and an image: make services)'
-	@echo 'make gpu     the tests that need a GPU, with those of numba, cupy, torch and jax that $(VENV) has'
-	@echo 'make services  what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
+	@echo 'make gpu     the tests that need a GPU, with whichever of numba, cupy, torch and jax $(VENV) has'
+	@echo 'make services  install and start what tests need: ssh server, docker, an image, a Gremlin server, a browser  (as root)'
 	@echo 'make lint    ruff, mypy and pyright, as the pre-commit hooks do'
-	@echo 'make format  let ruff mend what it can'
+	@echo 'make format  format, and correct what ruff can'
 	@echo 'make bench   every benchmark beside its peers, in $(BENCH_VENV); writes the tables in docs/benchmarks.md and README.md'
 	@echo 'make docs    the documentation, into build/docs'
 	@echo 'make dist    wheel and sdist, checked, and the main example run from each, in fresh environments'
 	@echo 'make image   the docker image "entangle"'
 	@echo 'make drill   the heavy fault tests, which "make test" leaves out    (ROUNDS=$(ROUNDS))'
-	@echo 'make mutants  change a file in a hundred ways, and see which of them its tests notice    (MUTANTS="cookies table")'
+	@echo 'make mutants  change a file in a hundred ways, and see which changes its tests notice    (MUTANTS="cookies table")'
 	@echo 'make clean   remove environments, caches and builds'
 
 run: $(VENV)/.installed
@@ -88,7 +88,7 @@ test: $(VENV)/.installed-test
 test-lowest: $(LOWEST_VENV)/.installed-lowest
 	$(LOWEST_BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(TESTS),$(TESTS),$(LOWEST_TESTS)) $(ARGS)
 
-# What is not installed is skipped, in CI a failure.
+# Tests of an engine that is not installed are skipped; in CI they fail.
 test-engines: $(ENGINES_VENV)/.installed-engines
 	$(ENGINES_BIN)/python -m pytest $(if $(TESTS),$(TESTS),-n 2 entangle/tests/engines) $(ARGS)
 
@@ -98,14 +98,14 @@ test-clouds: $(CLOUDS_VENV)/.installed-clouds $(CLOUDS_VENV)-ministack/.installe
 
 compat: compat-dask compat-futures compat-joblib
 
-# Not in the directory of a test: graphs would be recorded there.
+# Not recorded: the records would lie in the directories of the tests.
 COMPAT_PYTEST = ENTANGLE_RECORD=0 $(COMPAT_BIN)/python -m pytest -q -c entangle/tests/compat/pytest.ini
 
 compat-dask: $(COMPAT_VENV)/.installed-compat
 	$(COMPAT_PYTEST) -p entangle.tests.compat.dask_default entangle/tests/compat/dask_get.py --pyargs \
 	    dask.tests.test_base dask.tests.test_delayed dask.bag.tests.test_bag dask.array.tests.test_array_core $(ARGS)
 
-# CPython's own tests of executors, those of the Python of this environment.
+# CPython's own tests of executors, from the Python of this environment.
 compat-futures: $(COMPAT_VENV)/.installed-compat
 	ENTANGLE_RECORD=0 $(COMPAT_BIN)/python -m entangle.tests.compat.cpython_executor
 
@@ -114,7 +114,7 @@ compat-joblib: $(COMPAT_VENV)/.installed-compat
 	    -p entangle.tests.compat.joblib_differences --pyargs joblib.test.test_parallel $(ARGS)
 	$(COMPAT_PYTEST) entangle/tests/compat/sklearn_numbers.py $(ARGS)
 
-# Nothing in CI has a GPU. Whoever has one installs the libraries beside what the tests need.
+# CI has no GPU. On a machine with one, install the libraries beside what the tests need.
 gpu: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -rA entangle/tests/on_a_gpu.py entangle/tests/test_gpus.py $(ARGS)
 
@@ -136,7 +136,7 @@ lint-mypy: $(VENV)/.installed-dev
 lint-pyright: $(VENV)/.installed-dev
 	$(BIN)/pyright --pythonpath $(BIN)/python entangle/tests/typing
 
-# What mypy and pyright refuse, and what they accept.
+# Checks that mypy and pyright refuse wrong programs, and accept right ones.
 lint-refused: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m lint entangle/tests/test_typing.py
 
@@ -175,7 +175,7 @@ mutants: $(MUTANTS_VENV)/.installed-test
 services-gremlin:
 	.ci/gremlin fetch
 
-# The browser in which the tests look at the page.
+# The browser in which tests open the page.
 services-browser:
 	.ci/browser
 
@@ -183,7 +183,7 @@ clean:
 	rm -rf .venv .venv-* $(VENV) $(BENCH_VENV) $(LOWEST_VENV) $(MUTANTS_VENV) $(COMPAT_VENV) $(ENGINES_VENV) $(CLOUDS_VENV) $(CLOUDS_VENV)-ministack $(DIST_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Each stamp is newer than what it was made from, so that a second call goes straight to work.
+# Each stamp is newer than its sources, so a second call installs nothing.
 
 $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --editable .
@@ -226,12 +226,12 @@ $(CLOUDS_VENV)-ministack/.installed-ministack: $(CLOUDS_VENV)-ministack/pyvenv.c
 	$(CLOUDS_VENV)-ministack/bin/python -m pip install --quiet --requirement .ci/ministack-requirements.txt
 	@touch $@
 
-# Without the package: benchmarks run from the source tree, as an installation changes start times.
+# Without entangle: benchmarks run from the source tree, since an installation changes start times.
 $(BENCH_VENV)/.installed: $(BENCH_VENV)/pyvenv.cfg benchmarks/requirements.txt
 	$(BENCH_BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
 	@touch $@
 
-# Some systems ship venv without ensurepip; there the system's pip installs pip.
+# Some systems have venv without ensurepip; there the system's pip installs pip.
 %/pyvenv.cfg:
 	@command -v '$(PYTHON)' >/dev/null || { \
 	    echo 'There is no "$(PYTHON)" here. Name a Python 3.10 or newer: make PYTHON=/path/to/python3' >&2; exit 1; }
