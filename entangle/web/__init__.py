@@ -1,5 +1,5 @@
-"""The page: `entangle ui`. What runs and what ran, in a browser on this machine. Needs the extra
-`web`.
+"""The page of `entangle ui`: shows what runs and what ran, in a browser on this machine. Needs the
+extra `web`.
 
 ::
 
@@ -8,9 +8,9 @@
     pages.py      paths and answers
     live.py       live runs, read from their tables
     recorded.py   runs that are remembered, read from the file of records
-    page_graph.py a graph as the page draws it: in a large run, the nodes of a task as one
-    lanes.py      a timeline as the page draws it: what is narrower than a pixel is joined
-    static/       the page itself; vendor/ has Cytoscape.js, its dagre layout, and their licences
+    page_graph.py a graph for the page: in a large run, the nodes of a task are drawn as one
+    lanes.py      a timeline for the page: what is narrower than a pixel is joined
+    static/       the page itself; vendor/ has Cytoscape.js and its licence
 
 It is read-only: no request changes anything.
 """

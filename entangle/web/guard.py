@@ -4,12 +4,11 @@ The server listens on loopback. Any program of any user of the machine can reach
 can any page that a browser has open. Hence:
 
 - A request needs the token of this server, in a cookie that scripts cannot read and pages of other
-  sites cannot use. A browser gets the cookie for a code in the address. The code is good for one
-  use within some minutes and, where the kernel tells whose connection it is, for this user alone:
-  when a browser is started, the address is on its command line, which all users can read. The
-  answer redirects to the address without the code. Programs may have the token itself in the
-  address, or in a header.
-- The Host header must name loopback. Otherwise another site could let its name point here, and a
+  sites cannot use. A browser gets the cookie for a code in the address, and is redirected to the
+  address without the code. A browser's command line has the address, and all users can read that:
+  so a code is good for one use within some minutes and, where the kernel tells whose connection it
+  is, for this user alone. Programs may send the token itself in the address, or in a header.
+- The Host header must name loopback. Otherwise the name of another site could point here, and a
   browser would take this server for that site (DNS rebinding).
 - Pages may load nothing from elsewhere, run no script but ours, and be framed by no other page.
 """
@@ -32,7 +31,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Parameters of the address, and header for programs.
+#: The parameters of an address, and the beginning of the header of programs.
 PARAMETER, CODE, BEARER = "token", "code", "bearer "
 _LOOPBACK = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
@@ -59,7 +58,7 @@ _HEADERS = [
 
 
 class Codes:
-    """Codes. Each is good for one use, until its time is up."""
+    """The codes that are good: each for one use, until its time is up."""
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
@@ -75,8 +74,8 @@ class Codes:
         return self._until.get(code, 0.0) > time.monotonic()
 
     def use(self, given: str) -> bool:
-        """Use a code up; gives whether it was good. How long this takes reveals nothing about the
-        codes."""
+        """Use a code up; gives whether it was good. The time that this takes reveals nothing about
+        the codes."""
         found = [code for code in list(self._until) if hmac.compare_digest(code.encode(), given.encode())]
         good = any(self.good(code) for code in found)
         for code in [*found, *(code for code in list(self._until) if not self.good(code))]:
@@ -85,8 +84,8 @@ class Codes:
 
 
 class Guard:
-    """An ASGI application around another one. `port` keeps the cookies of two servers on one
-    machine apart. `used` is called after every code that was given, good or not."""
+    """An ASGI application around another one. `port` is in the name of the cookie, since browsers
+    send cookies to all ports. `used` is called after every code that was given, good or not."""
 
     def __init__(self, inner: Application, token: str, port: int, codes: Codes, used: Callable[[], None]) -> None:
         self.inner = inner
@@ -162,8 +161,8 @@ class Guard:
 
 
 def _is_ours(client: tuple[str, int] | None, server: tuple[str, int] | None) -> bool:
-    """Whether the connection between these IPv4 addresses belongs to this user, or to root, which
-    forwards ports. True as well where the kernel does not tell."""
+    """Whether the connection between these IPv4 addresses belongs to this user, or to root (ssh
+    forwards ports as root). Also true where the kernel does not tell."""
     try:
         ends = [_as_listed(*end) for end in (client, server) if end]
         with open("/proc/net/tcp", encoding="ascii") as file:

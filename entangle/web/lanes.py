@@ -1,5 +1,5 @@
-"""A timeline as the page draws it: a lane for each worker, CPU or place. What is narrower than a
-pixel is joined with its neighbours."""
+"""Timelines for the page: a lane for each worker, CPU or place. What is narrower than a pixel is
+joined with its neighbours."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MOST = 400
 class Stretch(NamedTuple):
     """One node on a worker, in seconds since the run began. `lane` sorts, `label` is shown.
 
-    `failed` says what it failed with; "" where it did not. `items` are those that it did. `attempt`
-    is its number where others followed, else 0.
+    `failed` is its error in short, or "". `items` is how many items it did. `attempt` is the number
+    of an attempt that others followed, else 0.
     """
 
     lane: tuple[int | str, ...]
@@ -32,7 +32,7 @@ class Stretch(NamedTuple):
 _BEGAN = itemgetter(2)
 
 
-#: The place of what runs where its run does, where no name of the machine is known.
+#: The name of the run's own machine, if its real name is not known.
 HERE = "here"
 
 
@@ -51,7 +51,7 @@ def timeline(
     """Lanes and bars between `start` and `end`, for a picture of `width` pixels.
 
     A bar is lane, started, ended, task, node, how many nodes or items, whether one of them failed
-    (1: for good, 2: an attempt that others followed), and with what.
+    (1: for good, 2: an attempt that others followed), and its error.
     """
     low, high = start if start is not None else 0.0, end if end is not None else max(total, 1e-9)
     narrow = max(high - low, 1e-9) / max(1, width)
@@ -89,15 +89,15 @@ def timeline(
 def _joined(number: int, stretches: Sequence[Stretch], narrow: float, tasks: dict[str, int]) -> list[list[Any]]:
     bars: list[list[Any]] = []
     at: list[Any] | None = None
-    # A joined bar has the colour of the task that took most of its time, found by the majority vote
-    # of Boyer and Moore, weighted by time.
+    # A joined bar has the colour of the task that took most of its time: by the majority vote of
+    # Boyer and Moore, weighted by time.
     lead = 0.0
     for _, _, started, ended, task, node, reason, items, attempt in stretches:
         index = tasks[task]
         failed = 0 if not reason else 2 if attempt else 1
         long = ended - started
-        # A failure is joined with what is no failure only within a pixel: it must be seen, and not
-        # look larger than it is.
+        # A failure is joined with others only within a pixel: it must be seen, and must not look
+        # larger than it is.
         near = at is not None and long < 2 * narrow and started - at[2] < narrow
         if at is not None and near and at[2] - at[1] < (narrow if failed != at[6] else (2 + (at[5] > 1) * 30) * narrow):
             at[2] = max(at[2], ended)

@@ -1,7 +1,7 @@
-"""Runs whose log segments are large and not ingested yet, as the page wants them.
+"""Answers for the page about runs whose log segments are large and not ingested yet.
 
-Ingesting a hundred thousand nodes takes a second or two, and a user who opens the page just after
-such a run does not wait for that. What the page shows first is in the segment.
+It takes a second or two to ingest a hundred thousand nodes. A user who opens the page just after
+such a run does not wait for that: what the page shows first is read from the segment.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from entangle._shared.table import DONE, FAILED, READY, RECORD, RUNNING, SKIPPED
 from entangle.web.lanes import Stretch, lane_of
 from entangle.web.page_graph import GraphPart
 
-#: Smaller ones have been ingested when these functions are called.
 _STATES = {DONE: "done", FAILED: "failed", SKIPPED: "skipped", RUNNING: "cancelled", READY: "waiting", WAITING: "waiting"}
 
 
 @lru_cache(maxsize=2)
 def _read(path: str, size: int, changed: int) -> LogSegment | None:
-    """A segment whose run is over. A segment does not change after that."""
+    """A segment of a run that is over. Such a segment does not change."""
     try:
         segment = read(path)
     except (OSError, ValueError):
@@ -70,7 +69,7 @@ def _summary(segment: LogSegment) -> dict[str, Any]:
 
 
 def runs(directory: str) -> list[dict[str, Any]]:
-    """The runs that no other run has called."""
+    """The runs that were not called in another run."""
     try:
         names = os.listdir(segments_of(directory))
     except OSError:
@@ -110,8 +109,8 @@ def info(directory: str, run_id: str) -> dict[str, Any] | None:
 
 
 def part(directory: str, run_id: str, opened: bool) -> GraphPart | None:
-    """The graph of a run, node by node if `opened`, else with the nodes of a task as one;
-    None where there is no such segment."""
+    """The graph of a run, node by node if `opened`, else with the nodes of a task as one; None
+    where there is no such segment."""
     segment = _segment(directory, run_id)
     if segment is None:
         return None
@@ -152,7 +151,7 @@ def stretches(directory: str, run_id: str, by: str) -> tuple[list[Stretch], floa
     found = []
     where = tail.get("places", ())
     ran_at = dict(zip(where[::4], where[1::4], strict=True))
-    # What lies within the time of a record, though it was queued then.
+    # How long a node was queued within the time that its record has.
     queued = {node: -much for node, much in zip(where[::4], where[3::4], strict=True) if much < 0}
     host = segment.head["host"]
     for one in tail["tries"]:

@@ -1,4 +1,4 @@
-"""Live runs, as the page wants them. Their tables are mapped for as long as one look takes."""
+"""Answers for the page about live runs. Their tables are mapped only while they are read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def watched() -> Iterator[list[LiveRun]]:
 
 @contextlib.contextmanager
 def family(run_id: str) -> Iterator[list[LiveRun]]:
-    """A live run, and those nested in it. Raises Absent where it is not live, or no longer."""
+    """A live run, and those nested in it. Raises Absent if it is not, or no longer, live."""
     with watched() as found:
         mine = {run_id}
         for run in found:  # a nested run comes after the run around it
@@ -91,7 +91,7 @@ def info(run_id: str) -> dict[str, Any]:
 
 
 def _away(runs: list[LiveRun]) -> list[dict[str, Any]]:
-    """How many nodes are at other places, and why they wait there: the most first."""
+    """How many nodes are at other places, and why they wait there; the largest numbers first."""
     total: Counter[tuple[str, str]] = Counter()
     for run in runs:
         for one in run.whereabouts()[1]:
@@ -123,7 +123,7 @@ def _how_far(run: LiveRun) -> dict[str, Any] | None:
 
 
 def _load(runs: list[LiveRun]) -> list[list[float]]:
-    """CPU and memory of a run and of those nested in it, as last reported by their supervisors:
+    """CPU and memory of a run and of those nested in it, as their supervisors last reported them:
     seconds, CPUs, bytes."""
     first, *nested = (read_whole(os.path.join(run.directory, LOAD)) or [] for run in runs)
     total = [[at, cpus, memory] for at, cpus, memory, _ in first]
@@ -140,8 +140,8 @@ def _load(runs: list[LiveRun]) -> list[list[float]]:
 
 
 def look(run_id: str, seen: dict[str, GraphPart]) -> dict[str, Any]:
-    """How far a run is: counts, and its graph as it is now. `seen` keeps the graphs of nested runs
-    that are over by now."""
+    """How far a run is: its counts, and its graph now. `seen` keeps the graphs of nested runs that
+    are over."""
     with family(run_id) as runs:
         now = {run.id: part for run in runs if (part := _part(run)) is not None}
         for over in seen.keys() - now.keys():
@@ -161,7 +161,7 @@ def look(run_id: str, seen: dict[str, GraphPart]) -> dict[str, Any]:
 
 
 def graph(run_id: str, opened: list[str]) -> dict[str, Any]:
-    """The graph of a run as it is now."""
+    """The present graph of a run."""
     with family(run_id) as runs:
         return drawn([part for run in runs if (part := _part(run)) is not None] or [_shapeless(runs[0])], opened)
 
@@ -183,9 +183,8 @@ class _Edges:
 
 @lru_cache(maxsize=16)
 def _structure(directory: str) -> tuple[Outline, Counter[tuple[int, int]], list[int]]:
-    """The outline of a run, and its edges in short. Neither changes, and a run may have a million
-    nodes, so they are kept from one look to the next. The name of a directory is never used
-    again."""
+    """The outline of a run, and its condensed edges. A run may have a million nodes, so both are
+    cached: they do not change, and the name of a directory is never used again."""
     outline = read_outline(directory)
     if outline is None:
         raise Absent(f"{directory} has no outline.")
@@ -216,14 +215,14 @@ def _part(run: LiveRun) -> GraphPart | None:
     )
 
 
-#: The most reasons why nodes wait elsewhere.
+#: The most reasons that are shown why nodes wait in other places.
 MOST_REASONS = 8
-#: Nodes of a graph that say how long they took.
+#: The most nodes of a graph on which the page shows how long they took.
 LABELLED = 400
 
 
 def _seconds(run: LiveRun) -> list[float | None]:
-    """How long the body of each node took that is over."""
+    """How long the body of each node took; None if it is not over."""
     states = bytes(run.table.states)
     records = RECORD.iter_unpack(bytes(run.table.records))
     return [
@@ -233,14 +232,14 @@ def _seconds(run: LiveRun) -> list[float | None]:
 
 
 def _shapeless(run: LiveRun) -> GraphPart:
-    """A run in its first moments: its states are known, its names are not yet."""
+    """A run in its first moments: its states are known, its names are not."""
     states = run.states()
     return GraphPart(run.id, ["task"], [0] * len(states), states, ())
 
 
 def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
-    """Which worker ran what, in seconds since the run began, and how long it has lasted. Nodes that
-    are running are included."""
+    """Which worker ran what, in seconds since the run began, and how long the run has lasted. Nodes
+    that are running are included."""
     found: list[Stretch] = []
     with family(run_id) as runs:
         lasted = runs[0].seconds
@@ -301,7 +300,7 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
 
 
 def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[str, Any]:
-    """Nodes of a run that fit, in that order, at most `limit`, and how many there are."""
+    """Nodes of a run that match, in that order, at most `limit`, and how many match in all."""
     words = query.lower().split()
     with family(run_id) as runs:
         run = runs[0]
@@ -370,7 +369,7 @@ def _stages(told: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def _attempts(run: LiveRun) -> list[dict[str, Any]]:
-    """The attempts that were followed by others, or will be."""
+    """The failed attempts of nodes that were tried again, or will be."""
     found: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError), open(open_file(os.path.join(run.directory, "attempts")), encoding="utf-8") as lines:
         for line in lines:
@@ -438,7 +437,8 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
 
 
 def _away_for(state: int, started: int) -> float:
-    """How long a node runs elsewhere, in seconds: of one in a worker, the record comes later."""
+    """How long a node has run elsewhere, in seconds; 0 for one in a worker, whose record comes
+    later."""
     return (time.monotonic_ns() - started) / 1e9 if state == RUNNING and started else 0.0
 
 
@@ -490,7 +490,7 @@ def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
 
 
 def tasks(run_id: str) -> list[dict[str, Any]]:
-    """The tasks of a run: how many calls, and how long those took that are over."""
+    """The tasks of a run: how many calls, and how long the calls took that are over."""
     with family(run_id) as runs:
         run = runs[0]
         stream = _how_far(run)

@@ -1,5 +1,5 @@
-"""A graph as the page draws it. In a large one, the nodes of a task are drawn as one, except for
-tasks that the user has opened."""
+"""Graphs for the page. In a large one, the nodes of a task are drawn as one, except for tasks that
+the user has opened."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 #: Up to this many nodes, a graph is drawn node by node.
 WHOLE = 300
-#: The most nodes that are drawn of a task that is opened. The others stay together.
+#: The most nodes that are drawn of an opened task. The others stay together.
 OPENED = 500
-#: The most tasks that are drawn apart. Those with the fewest nodes go together.
+#: The most tasks that are drawn apart. Those with the fewest nodes are drawn as one.
 TASKS = 250
 
 REST = "other tasks"
@@ -24,12 +24,13 @@ class GraphPart:
     whose elements are indexes into `tasks`.
 
     `inside` is the run and the node in whose body this run was called. `links` counts how often
-    nodes of one task take values from those of another; `sinks` are the nodes whose values no other
-    takes. A caller that knows the two spares us the way over all edges. So do `totals`, how many
-    nodes of a task are in a state; `spent`, seconds by task; and `firsts`, the first node of each.
+    nodes of one task take values of nodes of another; `sinks` are the nodes whose values no other
+    takes. If the caller knows these two, the edges need not be read. The same holds for `totals`,
+    how many nodes of a task are in a state; `spent`, seconds by task; and `firsts`, the first node
+    of each task.
 
-    `names` are those that calls were given. `calls` are arguments in short, and `values` what came
-    of them; `items` are the numbers of the stages of a stream. `edges` come in the order of
+    `names` are those that calls were given. `calls` are arguments in short, and `values` their
+    values; `items` are the numbers of the stages of a stream. `edges` are in the order of
     arguments.
     """
 
@@ -57,7 +58,7 @@ class GraphPart:
 
 
 def condensed(task_of: Sequence[int], edges: Iterable[tuple[int, int]]) -> tuple[Counter[tuple[int, int]], list[int]]:
-    """How often nodes of one task take values from those of another, and the nodes whose values no
+    """How often nodes of one task take values of nodes of another, and the nodes whose values no
     other takes."""
     links: Counter[tuple[int, int]] = Counter()
     taken = bytearray(len(task_of))
@@ -109,17 +110,17 @@ class _Drawn:
 
 
 def short_call(text: str) -> str:
-    """Arguments as they stand on a node."""
+    """Arguments as the page shows them on a node."""
     text = " ".join(text.split())
     return text if len(text) <= _CALL else f"{text[: _CALL - 1]}…"
 
 
-#: Characters of the arguments on a node.
+#: The most characters of the arguments on a node.
 _CALL = 48
 
 
 def name_of(root: str, run: str, node: int) -> str:
-    """How the page names a node: by its number, with the run before it where that is not `root`."""
+    """How the page names a node: by its number, after the id of its run if that is not `root`."""
     return str(node) if run == root else f"{run}:{node}"
 
 
@@ -161,8 +162,8 @@ def _sizes(part: GraphPart) -> Counter[int]:
 
 @dataclass
 class _Places:
-    """Where a node is drawn: alone, where its task has no other; with those of its task; or with
-    the tasks that are not drawn apart."""
+    """Where a node is drawn: alone, if its task has no other; with those of its task; or with the
+    tasks that are not drawn apart."""
 
     root: str
     sizes: Counter[str]
@@ -180,8 +181,8 @@ class _Places:
 
 
 def _draw_tasks(parts: Sequence[GraphPart], places: _Places, nodes: dict[str, _Drawn], links: Counter[tuple[str, str, bool]]) -> None:
-    """The nodes of a task as one. Once edges are condensed, the time for this hardly depends on
-    their number."""
+    """Draw the nodes of a task as one. Once edges are condensed, the time for this hardly depends
+    on their number."""
     keys: dict[str, list[str]] = {}
     for part in parts:
         part.condense()
@@ -221,7 +222,7 @@ def _draw_nodes(
     nodes: dict[str, _Drawn],
     links: Counter[tuple[str, str, bool]],
 ) -> None:
-    """Node by node: all of them, or those of opened tasks."""
+    """Draw node by node: all nodes, or those of opened tasks."""
     keys: dict[str, list[str]] = {}
     left: Counter[str] = Counter()
     for part in parts:

@@ -1,5 +1,5 @@
-"""Paths and answers. Each question is answered in a thread: from the table of a live run, from the
-records of one that is over."""
+"""The paths of the server, and their answers. A thread answers each request, from the table of a
+live run, or from the records of one that is over."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 
 STATIC = Path(__file__).parent / "static"
 
-#: Seconds between two looks at a live run; a look that takes long is followed by a longer pause.
+#: Seconds between two looks at a live run; after a look that takes long, the pause is longer.
 EVERY = 0.2
-#: Seconds after which something is sent on a stream where nothing has happened, so that a dead one
-#: is noticed.
+#: Seconds after which something is sent on a silent stream, so that a dead one is noticed.
 STILL_HERE = 10.0
 
-#: What can be taken away: the method of `entangle.records.Run`, the type, the ending.
+#: Forms to download: the method of `entangle.records.Run`, the type, the suffix of the file.
 EXPORTS = {
     "svg": ("to_svg", "image/svg+xml", "svg"),
     "mermaid": ("to_mermaid", "text/plain; charset=utf-8", "mmd"),
@@ -43,8 +42,8 @@ EXPORTS = {
 
 
 def application(stopping: Callable[[], bool] = lambda: False) -> Starlette:
-    """The application, which still needs a guard around it. `stopping` says whether the server is
-    shutting down; streams end then."""
+    """The application, without the guard, which goes around it. `stopping` says whether the server
+    is shutting down; then streams end."""
     # Import late: on Python 3.10 starlette imports a backport that changes sys.excepthook.
     from starlette.applications import Starlette
     from starlette.routing import Mount, Route
@@ -99,7 +98,7 @@ def _answer(ask: Callable[[Request], Any]) -> Callable[[Request], Any]:
         except (EntangleError, sqlite3.Error) as error:
             return JSONResponse({"error": str(error)}, 500)
         except (LookupError, TypeError, ValueError, RecursionError) as error:
-            # A damaged row. Other questions still have their answers.
+            # A row is damaged. Other requests can still be answered.
             return JSONResponse({"error": f"This cannot be read, it may be damaged: {type(error).__name__}: {error}"}, 500)
         return found if isinstance(found, Response) else JSONResponse(found)
 
@@ -120,8 +119,8 @@ def _number(request: Request, name: str, usual: float | None, least: float, most
 
 
 def _either(running: Callable[[], Any], over: Callable[[], Any]) -> Any:
-    """Ask for a live run, else for one that is over; this order also finds a run that ends in
-    between."""
+    """Ask for a live run, then for one that is over. In this order, a run that ends in between is
+    found, too."""
     try:
         return running()
     except Absent:
@@ -204,12 +203,12 @@ def _export(request: Request) -> Any:
 
     form = request.path_params["form"]
     if form not in EXPORTS:
-        raise _Bad(f"there is no form {form!r}; there are {', '.join(EXPORTS)}")
+        raise _Bad(f"there is no form {form!r}; use one of {', '.join(EXPORTS)}")
     method, kind, ending = EXPORTS[form]
     run = records.run(request.path_params["run"])
     made = getattr(run, method)()
     text = made if isinstance(made, str) else json.dumps(made, default=str)
-    # `attachment`: an SVG opened as a page could run a script that came with a value.
+    # As an attachment: an SVG that is opened as a page could run a script from a value.
     return PlainTextResponse(
         text,
         media_type=kind,
@@ -246,8 +245,7 @@ def _event(name: str, data: Any) -> str:
 
 
 async def _all_runs(stopping: Callable[[], bool]) -> AsyncIterator[str]:
-    """The live runs, whenever something about them has changed, and a word that changes with the
-    records."""
+    """The live runs, whenever they have changed, and a string that changes with the records."""
     from starlette.concurrency import run_in_threadpool
 
     before, sent = None, 0.0

@@ -1,4 +1,4 @@
-"""Runs that are remembered, as the page wants them. They are read in bulk: a run may have a million
+"""Answers for the page about remembered runs. Rows are read in bulk: a run may have a million
 nodes."""
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from entangle.web import large_segments, stage_numbers
 from entangle.web.lanes import Stretch, lane_of
 from entangle.web.page_graph import WHOLE, GraphPart, name_of, reached
 
-#: Runs nested in one that are drawn with it.
+#: The most nested runs that are drawn with a run.
 NESTED = 300
-#: Calls that are listed on the way to a value; workers that ended after a run.
+#: The most calls that are listed on the way to a value; the most workers that ended after a run.
 LISTED, RETIRED = 200, 20
-#: Nodes of a graph whose arguments and values are shown on them; the same of one in which a task is
-#: opened, where they are read for all and shown for some.
+#: The most nodes of a graph on which arguments and values are shown. With an opened task the limit
+#: is higher, since they are read for all nodes and shown on some.
 LABELLED, MOST_LABELLED = 400, 20_000
 
 
@@ -36,19 +36,19 @@ class Absent(Exception):
     """There is no such run, node or value."""
 
 
-#: A log segment of more bytes takes so long to ingest that a user who opens the page does not wait
-#: for it: its run is shown from the segment.
+#: A log segment of more bytes takes long to ingest. A user who opens the page does not wait for
+#: that: the run is shown from the segment.
 LARGE = 1 << 20
-#: For this long after a page was opened (seconds), large segments are not ingested: that would slow
-#: the page down.
+#: For so many seconds after a page was opened, large segments are not ingested: that would slow the
+#: page down.
 _FIRST = 2.0
 _opened_at = 0.0
 
 
 @contextlib.contextmanager
 def records_file(fresh: bool = True, largest: int | None = None) -> Iterator[sqlite3.Connection]:
-    """A connection to the file of records. `fresh`: ingest first, so that runs are in it that have
-    just ended; with `largest`, all but segments of more bytes."""
+    """A connection to the file of records. With `fresh`, runs that have just ended are ingested
+    first; with `largest`, all but segments of more bytes."""
     directory = find_directory()
     if fresh:
         ingest.ingest(directory, largest=largest)
@@ -57,7 +57,7 @@ def records_file(fresh: bool = True, largest: int | None = None) -> Iterator[sql
 
 
 def version() -> str:
-    """A word that changes whenever a run is added to the records, or removed."""
+    """A string that changes whenever a run is added to the records, or removed."""
     directory = find_directory()
     with contextlib.suppress(RecordsError, OSError):
         ingest.ingest(directory, largest=LARGE if time.monotonic() < _opened_at + _FIRST else None)
@@ -70,8 +70,9 @@ def version() -> str:
 
 
 def runs(limit: int, query: str, state: str = "") -> tuple[list[dict[str, Any]], bool]:
-    """The runs in that state ("": any) that no other run has called, the latest first, and whether
-    there are more. Every word of `query` is in their task, id, state, tags, program or commit."""
+    """The runs in that state ("": any) that were not called in another run, the latest first, and
+    whether there are more. Every word of `query` is in their task, id, state, tags, program or
+    commit."""
     global _opened_at
     _opened_at = time.monotonic()
     with records_file(largest=LARGE) as connection:
@@ -87,7 +88,7 @@ def runs(limit: int, query: str, state: str = "") -> tuple[list[dict[str, Any]],
 
 
 def left_out() -> list[str]:
-    """What cannot be read of the records, in a line each: files that still exist, and rows."""
+    """A line for each part of the records that cannot be read: files that still exist, and rows."""
     return [line for path, line in ingest.left_out.items() if os.path.lexists(path) or not os.path.isabs(path)]
 
 
@@ -186,8 +187,8 @@ def _load(connection: sqlite3.Connection, root: sqlite3.Row) -> list[list[float]
 
 
 def parts(run_id: str, opened: bool = False) -> list[GraphPart]:
-    """The graph of a run, and those of the runs nested in it. `opened`: node by node, however many
-    there are."""
+    """The graph of a run, and those of the runs nested in it; with `opened`, node by node, however
+    many there are."""
     with records_file(largest=LARGE) as connection:
         row = queries.run(connection, run_id)
         if row is None and (found := large_segments.part(find_directory(), run_id, opened)) is not None:
@@ -205,9 +206,9 @@ def _inside(row: sqlite3.Row) -> tuple[str, int] | None:
 
 
 def _condensed(connection: sqlite3.Connection, row: sqlite3.Row, alone: bool) -> GraphPart:
-    """The graph of a run as far as it is drawn with the nodes of a task as one. SQLite counts: a
-    row for each node would take a second for a hundred thousand. `alone`: no run is nested in
-    it."""
+    """The graph of a run, with what is needed to draw the nodes of a task as one. SQLite does the
+    counting: to read a hundred thousand rows would take a second. `alone` says that no run is
+    nested in it."""
     key = row["key"]
     names, place = _tasks(connection, key)
     totals: Counter[tuple[int, str]] = Counter()
@@ -237,7 +238,7 @@ def _condensed(connection: sqlite3.Connection, row: sqlite3.Row, alone: bool) ->
 
 
 def _family(connection: sqlite3.Connection, root: sqlite3.Row) -> list[sqlite3.Row]:
-    """A run, the runs called in its nodes, and those called in theirs, as far as they are drawn."""
+    """A run, the runs called in its nodes, and so on, as far as they are drawn."""
     family = [root]
     for row in family:
         if len(family) >= NESTED:
@@ -273,7 +274,7 @@ def _part(connection: sqlite3.Connection, row: sqlite3.Row, labelled: bool) -> G
     )
 
 
-#: Characters of an argument, and arguments, that stand on a node.
+#: The most characters of an argument, and the most arguments, on a node.
 _ARGUMENT, _ARGUMENTS = 12, 4
 
 
@@ -290,7 +291,7 @@ def _calls(connection: sqlite3.Connection, key: int, count: int) -> list[str]:
     return [", ".join(mine) for mine in found]
 
 
-#: How the page shows the states of nodes whose run did not come to its end.
+#: The states that the page shows of nodes whose run did not come to its end.
 _STATES = {"stopped": "cancelled", "unknown": "waiting"}
 
 
@@ -318,7 +319,7 @@ def stretches(run_id: str, by: str) -> tuple[list[Stretch], float]:
             task_of = {task: names[at] for task, at in place.items()}
             lanes: dict[tuple[int | str | None, ...], tuple[tuple[int | str, ...], str]] = {}
             before = "" if mine == run_id else f"{mine}:"
-            # A loop over each node of a run, of which there may be a million: no call for each.
+            # There may be a million nodes: this loop makes no call of a Python function.
             make, add = tuple.__new__, found.append
             for node, task, failed, started, ended, pid, cpu, worker, at in queries.finished_nodes(connection, row["key"]):
                 key = (at,) if by == "place" else (cpu,) if by == "cpu" else (pid, worker)
@@ -342,7 +343,7 @@ def _errors(connection: sqlite3.Connection, run: sqlite3.Row) -> dict[int, dict[
 
 
 def _tried(connection: sqlite3.Connection, run: sqlite3.Row, by: str, began: int, named: Callable[[int], str]) -> Iterator[Stretch]:
-    """The attempts of a run that were followed by others, in seconds since `began`."""
+    """The failed attempts of nodes that were tried again, in seconds since `began`."""
     tries = [one for one in _tries(run) if "began" in one]
     if not tries:
         return
@@ -358,7 +359,7 @@ def _tried(connection: sqlite3.Connection, run: sqlite3.Row, by: str, began: int
 
 
 def nodes(run_id: str, limit: int, order: str, state: str, query: str) -> dict[str, Any]:
-    """Nodes of a run that fit, in that order, at most `limit`, and how many there are."""
+    """Nodes of a run that match, in that order, at most `limit`, and how many match in all."""
     state = {"cancelled": "stopped"}.get(state, state)
     with records_file() as connection:
         run = find(connection, run_id)
@@ -466,20 +467,19 @@ def node(root: str, run_id: str, number: int) -> dict[str, Any]:
 
 
 def _tries(run: sqlite3.Row) -> list[dict[str, Any]]:
-    """The attempts of a run that were followed by others."""
+    """The failed attempts of nodes that were tried again."""
     return json.loads(run["tries"]) if run["tries"] else []
 
 
 def _in_a_line(error: dict[str, Any]) -> str:
-    """An error as it stands in a table: without the module of its class. That of a node whose
-    attempts are used up says all in its message."""
+    """An error for a table: without the module of its class. The error of a node whose attempts are
+    used up says everything in its message."""
     kind, message = error["type"].rpartition(".")[2], (error["message"] or "").partition("\n")[0]
     return message if kind == "ProcessRetryException" and message else f"{kind}: {message}" if message else kind
 
 
 def _last_of(error: dict[str, Any] | None) -> str:
-    """What the last attempt of a node failed with, whose attempts are used up; "" where there is no
-    error."""
+    """The error of the last attempt of a node whose attempts are used up; "" if there is none."""
     if error is None:
         return ""
     _, last, reason = (error["message"] or "").partition("; the last time with ")
@@ -487,8 +487,8 @@ def _last_of(error: dict[str, Any] | None) -> str:
 
 
 def _attempts(run: sqlite3.Row, row: sqlite3.Row, why: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The attempts of a node, the last one included, if there was more than one: number, began and
-    ended (seconds since the run began), pid, and the error of those that failed."""
+    """All attempts of a node, if there was more than one: number, began and ended (seconds since
+    the run began), pid, and the error of those that failed."""
     mine = sorted((one for one in _tries(run) if one["node"] == row["node"]), key=lambda one: one["attempt"])
     if not mine:
         return []
@@ -511,8 +511,8 @@ def _attempts(run: sqlite3.Row, row: sqlite3.Row, why: dict[str, Any] | None) ->
 
 
 def _spans(run: sqlite3.Row, row: sqlite3.Row, attempts: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Where the time of a node went, in seconds. A pause between two attempts is none in which it
-    waited for a worker."""
+    """Where the time of a node went, in seconds. A pause between two attempts does not count as
+    waiting for a worker."""
     if row["ready"] is None or row["started"] is None:
         return {}
     cookie, queued = row["cookie_wait"] or 0, (row["queued"] or 0) / 1e9
@@ -521,7 +521,7 @@ def _spans(run: sqlite3.Row, row: sqlite3.Row, attempts: Sequence[dict[str, Any]
     before = [one for one in attempts if one["began"] is not None and one["began"] < started]
     first = min([one["began"] for one in before], default=started)
     tried = sum(one["ended"] - one["began"] for one in before)
-    # Those that had begun there: of the first, the queue came before anything else.
+    # The attempts that had begun in their place. The queue of the first came before anything else.
     earlier = [one["queued"] for one in sorted(before, key=lambda one: one["began"])]
     later = cookie / 1e9 + queued + sum(earlier[1:])
     spans = {
@@ -539,7 +539,7 @@ def _spans(run: sqlite3.Row, row: sqlite3.Row, attempts: Sequence[dict[str, Any]
 
 def way(root: str, run_id: str, number: int, back: bool) -> dict[str, Any]:
     """All nodes that a node's value was made from, or that were made from it."""
-    # Edges have an index for one direction only: read those of the run once.
+    # Edges have an index for one direction only: read all edges of the run once.
     with records_file(fresh=False) as connection:
         key = find(connection, run_id)["key"]
         seen = reached(number, queries.edges(connection, key, backwards=back))
@@ -579,7 +579,7 @@ def tasks(run_id: str) -> list[dict[str, Any]]:
 
 
 def makers(digest: str) -> dict[str, Any]:
-    """The nodes of any run that made a value of this hash, and what each was given."""
+    """The nodes of any run that made a value of this hash, and their arguments."""
     try:
         wanted = bytes.fromhex(digest)
     except ValueError:
@@ -611,7 +611,7 @@ def makers(digest: str) -> dict[str, Any]:
     return {"text": rows[0]["text"], "makers": found}
 
 
-#: What is compared of two runs besides their tasks and values.
+#: What is compared between two runs besides their tasks and values.
 _COMPARED = (
     ("commit", "git_commit"),
     ("host", "host"),

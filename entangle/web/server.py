@@ -12,17 +12,17 @@ from typing import Any
 from entangle.web.guard import CODE, PARAMETER, Codes, Guard
 from entangle.web.pages import application
 
-#: Seconds in which a browser that we start must have asked, and in which a user must have opened an
+#: Seconds within which a browser that we start must ask, and within which a user must open an
 #: address that was shown.
 _STARTED, _SHOWN = 120.0, 900.0
 
 
 class PageServer:
-    """A server of the page on 127.0.0.1. `port` 0 is any free port. Raises OSError where the port
-    is taken.
+    """A server of the page on 127.0.0.1. `port` 0 is any free port. Raises OSError if the port is
+    taken.
 
-    `show` gets an address to open, which is good for one use: at once, and again whenever the last
-    one is used up or too old and a browser asks.
+    `show` is called with an address to open, which is good for one use: at once, and again whenever
+    a browser asks and the last one is used up or too old.
 
     PageServer(0).serve()
     """
@@ -34,8 +34,7 @@ class PageServer:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind(("127.0.0.1", port))
-            # Listen now: a client that is quicker than the server waits for its answer, and is not
-            # refused.
+            # Listen now: a client that is quicker than the server then waits, and is not refused.
             self._socket.listen(128)
         except BaseException:
             self._socket.close()
@@ -53,7 +52,7 @@ class PageServer:
             lifespan="off",
             ws="none",
             server_header=False,
-            # Streams end at their next look. What takes longer is cut off after so many seconds.
+            # Streams end at their next look. Connections that take longer are cut off.
             timeout_graceful_shutdown=2,
         )
         self._server = uvicorn.Server(config)
@@ -70,7 +69,7 @@ class PageServer:
         """Show an address, unless the last one that was shown is still good."""
         if not self._codes.good(self._shown):
             self._shown = self._codes.new(_SHOWN)
-            # Go on serving when the terminal is gone.
+            # If the terminal is gone, go on serving.
             with contextlib.suppress(OSError, ValueError):
                 self._show(self._once(self._shown))
 
@@ -86,7 +85,7 @@ class PageServer:
 
     def open_browser(self) -> None:
         """Open the page in the user's browser. All users of the machine can read the browser's
-        command line, so the address has a code of its own, and no token."""
+        command line, so the address has a code for one use, and not the token."""
         import webbrowser
 
         address = self._once(self._codes.new(_STARTED))

@@ -1,5 +1,5 @@
-"""The numbers of a stream as the page shows them: by stage, over time, and on its timeline. They
-come from the history of the run (`_run/history.py`), of a live one as of one that is over."""
+"""The numbers of a stream for the page: by stage, over time, and on the timeline. They come from
+the history of the run (`_run/history.py`), whether it is live or over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from entangle.web.lanes import HERE, Stretch, lane_of
 from entangle.web.page_graph import GraphPart
 
-#: Seconds over which the rate of a live stream is taken.
+#: Seconds over which the rate of a live stream is averaged.
 _LATELY = 3.0
 
 
@@ -31,7 +31,7 @@ def _rates(told: dict[str, Any], seconds: float, live: bool) -> list[float]:
     every, bins = told["every"] / 1e9, told["bins"]
     if not live:
         return [stage["done"] / seconds if seconds > 0 else 0.0 for stage in told["stages"]]
-    # Whole bins alone: the last one is still filling.
+    # Only whole bins: the last one is still filling.
     first = max(0, int((seconds - _LATELY) / every))
     lately = bins[first : max(first + 1, int(seconds / every))]
     span = max(every, min(_LATELY, seconds)) if lately else 1.0
@@ -39,7 +39,8 @@ def _rates(told: dict[str, Any], seconds: float, live: bool) -> list[float]:
 
 
 def summary(told: dict[str, Any], seconds: float, live: bool) -> dict[str, Any]:
-    """A stream as a whole: what came from its source and left, how full it is, items over time."""
+    """A stream as a whole: how many items came from its source and left, how full it is, items over
+    time."""
     names = ("pulled", "taken", "left_out", "most", "waited", "full", "drained")
     return {
         **{name: told[name] for name in names if name in told},
@@ -50,7 +51,7 @@ def summary(told: dict[str, Any], seconds: float, live: bool) -> dict[str, Any]:
 
 
 def part(run_id: str, told: dict[str, Any], seconds: float, inside: tuple[str, int] | None) -> GraphPart:
-    """The graph of a live stream: a node a stage."""
+    """The graph of a live stream: a node for each stage."""
     stages = told["stages"]
     names = list(dict.fromkeys(stage["name"] for stage in stages))
     items = items_of(told, seconds, live=True)
@@ -60,7 +61,8 @@ def part(run_id: str, told: dict[str, Any], seconds: float, inside: tuple[str, i
 
 
 def state_of(items: dict[str, Any]) -> str:
-    """The state of a stage of a live stream: it runs from its first item on, whatever is in it."""
+    """The state of a stage of a live stream: it runs from its first item on, even while it is
+    empty."""
     begun = any(items[name] for name in ("done", "failed", "skipped", "running"))
     return "running" if begun else "ready" if items["waiting"] else "waiting"
 

@@ -1,4 +1,4 @@
-"""Durable runs that are unfinished, as the page wants them. Nothing is changed by looking."""
+"""Answers for the page about unfinished durable runs. Looking changes nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from entangle._depot.durable_directory import UnfinishedRun, file_name, is_finished, is_in_use, look, names, root
 from entangle._shared.masks import masked
 
-#: How many runs are told of, and of each how many tasks that had begun.
+#: The most runs that are listed, and the most tasks that had begun of each.
 _MOST, _NAMED = 50, 3
 
 _guard = threading.Lock()
-#: What was read of each run, and the sizes and times of its ledgers then: they may be long.
+#: What was read of each run, with the sizes and times of its ledgers: a ledger may be long, so it
+#: is read again only if these have changed.
 _known: dict[str, tuple[Any, UnfinishedRun | None]] = {}
 
 
@@ -41,7 +42,7 @@ def _look(name: str) -> UnfinishedRun | None:
     if before is None or before[0] != (at, written):
         before = _known[name] = (at, written), look(name)
     run = before[1]
-    if run is None:  # it is only just begun
+    if run is None:  # it has only just begun
         del _known[name]
         return None
     return run._replace(in_use=is_in_use(at))

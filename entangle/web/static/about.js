@@ -1,4 +1,4 @@
-// A run as a whole: its error, its place, its code, and the files that can be downloaded.
+// A run as a whole: its error, where and when it ran, its packages, and the files to download.
 
 import { duration, h, moment, replace } from "./dom.js";
 
@@ -32,7 +32,7 @@ export function aboutView(view, run) {
         ["critical path", info.critical?.length ? info.critical.map((step, index) => [index ? " → " : "", h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${step.node}` }, step.task)]) : null],
       ]),
       versions.length ? [h("h2", {}, "Packages"), h("p", { class: "mono quiet" }, versions.map(([name, version]) => `${name} ${version}`).join("  "))] : null,
-      run.live ? null : [h("h2", {}, "Take away"), h("p", { class: "bar" }, Object.entries(FORMS).map(([form, title]) => h("a", { href: `api/runs/${encodeURIComponent(run.id)}/export/${form}`, download: "" }, title)))],
+      run.live ? null : [h("h2", {}, "Download"), h("p", { class: "bar" }, Object.entries(FORMS).map(([form, title]) => h("a", { href: `api/runs/${encodeURIComponent(run.id)}/export/${form}`, download: "" }, title)))],
     );
   }
   load();

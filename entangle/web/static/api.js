@@ -1,4 +1,4 @@
-// The server: plain answers, and streams that open themselves again.
+// Requests to the server, and its event streams, which reconnect by themselves.
 
 const link = document.getElementById("link");
 
@@ -19,7 +19,7 @@ export async function get(path) {
   return answer.json();
 }
 
-// Listen to server-sent events; handlers are found by name. Gives a function that ends it.
+// Listen to server-sent events, with a handler for each name. Returns a function that stops it.
 export function listen(path, handlers) {
   const source = new EventSource(path);
   for (const [name, handle] of Object.entries(handlers)) source.addEventListener(name, (event) => handle(JSON.parse(event.data)));

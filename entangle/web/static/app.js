@@ -1,4 +1,4 @@
-// Which page is shown, and the keys that work everywhere.
+// Shows the page that the address names, and handles the keys that work everywhere.
 
 import { h, replace } from "./dom.js";
 import { listPage } from "./list.js";
@@ -21,7 +21,7 @@ const PAGES = [
 function route() {
   const [path, query] = (location.hash.slice(1) || "/").split("?");
   const parameters = new URLSearchParams(query ?? "");
-  // The same page with other parameters is not built anew.
+  // If only the parameters have changed, the page stays.
   if (page?.accepts?.(path, parameters)) return;
   page?.leave?.();
   page = null;

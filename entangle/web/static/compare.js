@@ -27,7 +27,7 @@ export function comparePage(place, a, b) {
     const link = (run) => h("a", { href: `#/run/${run.id}` }, `${run.task} `, h("span", { class: "mono" }, run.id.slice(0, 8)));
     replace(
       place.content,
-      h("div", { class: "bar" }, h("h1", { class: "grow" }, "Two runs"), h("a", { href: `#/compare/${b}/${a}` }, "the other way round")),
+      h("div", { class: "bar" }, h("h1", { class: "grow" }, "Two runs"), h("a", { href: `#/compare/${b}/${a}` }, "swap them")),
       table(
         [
           ["", (row) => row[0]],
@@ -48,7 +48,7 @@ export function comparePage(place, a, b) {
       h("h2", {}, "What differs"),
       found.differences.length
         ? table([["", (row) => row.what], ["first", (row) => row.a ?? "—", "wide"], ["second", (row) => row.b ?? "—", "wide"]], found.differences, null, "Differences")
-        : h("p", { class: "quiet" }, "Nothing about code, commit, packages and place."),
+        : h("p", { class: "quiet" }, "Code, commit, packages and place are the same."),
       h("h2", {}, "Tasks"),
       table(
         [
@@ -77,8 +77,8 @@ export function comparePage(place, a, b) {
               null,
               "Values that differ",
             )
-          : h("p", { class: "quiet" }, "Every value that is known of both is the same.")
-        : h("p", { class: "quiet" }, "The graphs differ in shape, so their nodes cannot be told apart one by one."),
+          : h("p", { class: "quiet" }, "Every value that both runs have is the same.")
+        : h("p", { class: "quiet" }, "The graphs differ in shape, so their nodes cannot be compared one by one."),
       found.same_graph && found.values_total > found.values.length ? h("p", { class: "quiet" }, `… and ${number(found.values_total - found.values.length)} more`) : null,
     );
   }

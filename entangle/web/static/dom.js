@@ -1,5 +1,5 @@
-// Elements, and the words for times, sizes and states. Text is set as text, so that no value of a
-// run becomes markup.
+// Makes elements, and words for times, sizes and states. Text is only ever set as text, so that no
+// value of a run becomes markup.
 
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -46,20 +46,20 @@ export function bytes(count) {
 
 export const number = (value) => (value ?? 0).toLocaleString("en");
 
-// The states of nodes, as they are ordered everywhere, each with a sign of its own: no state is told by
-// its colour alone.
+// The states of nodes, in the order of all lists, each with a sign: no state is told by its colour
+// alone.
 export const STATES = { done: "✓", running: "▸", ready: "◦", waiting: "·", failed: "✗", skipped: "⊘", cancelled: "■" };
 
 export function state(name) {
   return h("span", { class: `state ${["killed", "ended abruptly"].includes(name) ? "abrupt" : name.split(",")[0]}` }, name);
 }
 
-// "997 done · 3 failed": the states of which there are any.
+// "997 done · 3 failed": only the states that some have.
 export function counted(counts, names = Object.keys(STATES)) {
   return names.filter((name) => counts?.[name]).map((name) => `${number(counts[name])} ${name}`).join(" · ");
 }
 
-// A bar with a part for each state; `all` is how many nodes it stands for.
+// A bar with a part for each state; `all` is the number of nodes.
 export function meter(counts, all) {
   const share = (count) => `${(100 * count) / Math.max(1, all)}%`;
   return h(
@@ -69,24 +69,24 @@ export function meter(counts, all) {
   );
 }
 
-// A text of a task without the codes that colour a terminal. Python and others write them.
+// The text without the codes that colour a terminal: Python and others write them.
 export const uncoloured = (text) => text.replace(/\x1b\[[0-9;?]*[ -/]*[@-~]/g, "");
 
 // The first line of an error, as `ValueError: no such angle`, without the module of its class.
 export function errorLine(error) {
   const kind = error.type.split(".").pop();
   const message = uncoloured(error.message ?? "").split("\n")[0];
-  // Its message says all of it, with the error of the last attempt.
+  // The message of this kind says everything, and names the error of the last attempt.
   if (kind === "ProcessRetryException" && message) return message;
   return `${kind}${message ? ": " : ""}${message}`;
 }
 
-// A line chart of values over seconds, with its highest value and its last second written beside it.
+// A line chart of values over seconds. Its caption has the highest value and the last second.
 export function chart(title, lines, seconds, shown) {
   const [width, height] = [600, 90];
   const top = Math.max(1e-9, ...lines.flatMap((line) => line.points.map(([, value]) => value)));
   const end = Math.max(1e-9, seconds);
-  // Each value is that of the time before it.
+  // A value holds for the time before its point.
   const draw = (points) => [[0, points[0]?.[1] ?? 0], ...points].map(([at, value], index) => `${index ? "L" : "M"}${((at / end) * width).toFixed(1)} ${(height - (value / top) * (height - 4) - 1).toFixed(1)}`).join("");
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const label = lines.map((line) => `${line.name}: at most ${shown(Math.max(0, ...line.points.map(([, value]) => value)))}`).join(", ");
@@ -118,8 +118,8 @@ export function css(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
-// A table whose rows can be walked with the keyboard. Columns are [title, row => content, class?]. One
-// with a title whose cells are all empty is left out.
+// A table; keys move from row to row. Columns are [title, row => content, class?]. A column with a
+// title is left out if all its cells are empty.
 export function table(all, rows, open, label) {
   const filled = (content) => content !== "" && content !== null && content !== undefined && content !== "—";
   const columns = all.filter(([title, content]) => !title || !rows.length || rows.some((row) => filled(content(row))));

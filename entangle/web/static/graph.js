@@ -1,6 +1,6 @@
-// The graph, drawn by Cytoscape where `layout.js` places the nodes. A large one arrives from the server
-// with the nodes of a task as one. A node says its call, its value and its time; its state by a sign,
-// and by its border.
+// The graph: `layout.js` places the nodes, Cytoscape draws them. In a large one, the server has
+// joined the nodes of a task into one. A node shows its call, value and time; a sign and its border
+// tell its state.
 
 import { get } from "./api.js";
 import { STATES, css, duration, h, number, replace } from "./dom.js";
@@ -8,9 +8,9 @@ import { placed } from "./layout.js";
 import { pressure } from "./progress.js";
 
 const NAMES = Object.keys(STATES);
-// Above so many elements, moving the picture draws less.
+// With more elements than this, less is drawn while the picture moves.
 const MANY_ELEMENTS = 700;
-// Characters of a line on a node.
+// The most characters of a line on a node.
 const LONGEST = 34;
 const FONT = "12px system-ui, sans-serif";
 const pen = document.createElement("canvas").getContext("2d");
@@ -27,9 +27,9 @@ export function graphView(view, run) {
   let again = 0;
   let structure = "";
   let down = false;
-  // Once the user has moved the picture, it stays there.
+  // Whether the user has moved the picture: then it stays where it is.
   let moved = false;
-  // The states that are looked for; the others fade.
+  // The states that the user has chosen; nodes in others fade.
   const wanted = new Set();
   const legend = h("div", { class: "chips", role: "group", "aria-label": "State" });
   const told = h("p", { class: "tools quiet told", role: "status", hidden: true });
@@ -39,9 +39,9 @@ export function graphView(view, run) {
     h(
       "div",
       { class: "tools" },
-      button("+", "Nearer", () => zoom(1.3)),
-      button("−", "Further", () => zoom(1 / 1.3)),
-      button("All", "All of it", () => all()),
+      button("+", "Zoom in", () => zoom(1.3)),
+      button("−", "Zoom out", () => zoom(1 / 1.3)),
+      button("All", "Show everything", () => all()),
       button("Open", "Open or close the nodes of this task (e)", () => toggle()),
       legend,
       summary,
@@ -103,7 +103,7 @@ export function graphView(view, run) {
     ];
   }
 
-  // A state that few nodes are in is seen, too.
+  // The slice of a state is large enough to be seen, even if few nodes are in it.
   function slice(states, name, count) {
     const share = (one) => (states[one] ? Math.max(4, (100 * states[one]) / Math.max(1, count)) : 0);
     return (100 * share(name)) / NAMES.reduce((sum, one) => sum + share(one), 1e-9);
@@ -111,13 +111,13 @@ export function graphView(view, run) {
 
   const short = (text) => (text.length > LONGEST ? `${text.slice(0, LONGEST - 1)}…` : text);
 
-  // What stands on a node: its call; its state, value and time.
+  // The lines on a node: its call; its state, value and time.
   function lines(node) {
     if (node.kind === "source") return [node.label, `${number(node.pulled)} items`];
     const state = stateOf(node);
     if (node.items) {
       const rate = node.items.rate;
-      const under = [node.items.running ? `${number(node.items.running)} in it` : "", node.items.waiting ? `${number(node.items.waiting)} wait` : ""].filter(Boolean).join(", ");
+      const under = [node.items.running ? `${number(node.items.running)} running` : "", node.items.waiting ? `${number(node.items.waiting)} waiting` : ""].filter(Boolean).join(", ");
       const lost = [node.items.failed ? `✗ ${number(node.items.failed)}` : "", node.items.skipped ? `${STATES.skipped} ${number(node.items.skipped)}` : ""].filter(Boolean).join("  ");
       return [short(node.label), `✓ ${number(node.items.done)}${lost ? `  ${lost}` : ""} · ${rate >= 100 ? number(Math.round(rate)) : rate.toFixed(1)}/s`, ...(under ? [under] : [])];
     }
@@ -149,7 +149,7 @@ export function graphView(view, run) {
     return node.states.ready ? "ready" : "waiting";
   }
 
-  // A stream has a node more: where its items come from.
+  // A stream has one more node: the source of its items.
   function withSource(graph) {
     const stream = run.info.stream;
     if (!stream || stream.pulled === undefined || !graph.nodes.length || graph.nodes.some((node) => node.kind)) return graph;
@@ -165,7 +165,7 @@ export function graphView(view, run) {
     if (!told.hidden) replace(told, `${number(Math.max(0, stream.pulled - stream.taken - stream.left_out))} of at most ${number(stream.most)} items under way, ${number(stream.taken)} taken${stream.left_out ? `, ${number(stream.left_out)} left out` : ""}. ${pressure(stream, run.info.seconds ?? 0)}`);
   }
 
-  // A button for each state that there is: those that are pressed stay, the others fade.
+  // A button for each state that occurs. If some are pressed, nodes in other states fade.
   function drawLegend(nodes) {
     const counts = {};
     for (const node of nodes) for (const [name, count] of Object.entries(node.states)) counts[name] = (counts[name] ?? 0) + count;
@@ -253,7 +253,7 @@ export function graphView(view, run) {
   function lay(graph, fit) {
     const sizes = cy.nodes().map((node) => ({ id: node.id(), width: node.data("group") ? node.data("size") + 8 + 2 * node.data("width") : node.data("width"), height: node.data("group") ? node.data("size") : node.data("height") }));
     const found = placed(sizes, graph.edges);
-    // A stream runs down, from its source; a call stands above its arguments.
+    // A stream flows down from its source; a call stands above its arguments.
     down = graph.nodes.some((node) => node.items);
     cy.nodes().positions((node) => {
       const { x, y } = found.get(node.id()) ?? { x: 0, y: 0 };
@@ -262,7 +262,7 @@ export function graphView(view, run) {
     if (fit && !moved) frame();
   }
 
-  // All of it; where that would be too small to read, its top.
+  // Show everything; if that would be too small to read, the top.
   function frame(whole = false) {
     cy.fit(undefined, 20);
     if (cy.zoom() > 1.2) cy.zoom(1.2), cy.center();
@@ -276,7 +276,7 @@ export function graphView(view, run) {
     reveal(cy.nodes(".at"));
   }
 
-  // Move the picture no further than is needed to see these nodes.
+  // Move the picture only as far as needed to see these nodes.
   function reveal(nodes, least = 0) {
     if (!cy || nodes.empty()) return;
     if (cy.zoom() < least) cy.fit(nodes, 40), cy.zoom() > 1.2 && (cy.zoom(1.2), cy.center(nodes));
@@ -297,13 +297,13 @@ export function graphView(view, run) {
         const there = cy.getElementById(node.id);
         if (there.empty()) continue;
         const { data } = element(node);
-        // Its place was found for the width that it had.
+        // The layout has made room for the size that it had: keep that.
         there.data({ ...data, width: Math.max(data.width, there.data("width")), height: Math.max(data.height, there.data("height")) });
       }
     });
     remark();
-    // Pies get their sizes from a function of the data. Cytoscape calls it again when the style is
-    // evaluated.
+    // A function computes the slices of pies from the data. Cytoscape calls it only when it evaluates
+    // the style.
     cy.nodes("[?group]").updateStyle();
   }
 
@@ -360,8 +360,8 @@ export function graphView(view, run) {
     });
   }
 
-  // The neighbour in that direction: up is a node that takes the value, down a source, sideways
-  // another node of the rank.
+  // Go to the neighbour in that direction: up to a node that takes the value, down to a source,
+  // sideways to another node of the row.
   function walk(key) {
     const node = at !== null ? cy.getElementById(at) : cy.collection();
     if (node.empty()) return focus(cy.nodes().sort((a, b) => a.position("y") - b.position("y"))[0]);

@@ -1,16 +1,16 @@
-// Where the nodes of a graph are drawn. A node stands above what it takes, in one pass over the edges:
-// what it takes is ordered as its arguments are, and a picture that grows keeps its order.
+// Finds places for the nodes of a graph, in one pass over the edges. A node stands above its inputs,
+// which are in the order of its arguments. A picture that grows keeps its order.
 //
-//     depth      how far below the top: just above what it takes; without that, just below its taker
-//     tree       each node hangs below the nearest that takes it; of several as near, the first
-//     blocks     many nodes in a row that take nothing are put in several lines
+//     depth      the row of a node: just above its inputs; without inputs, just below its taker
+//     tree       each node hangs below its nearest taker; below the first of several as near
+//     blocks     many nodes without inputs in a row are put into several lines
 //     across     each row from left to right; a node stands over the middle of what hangs below it
 //                (Wetherell and Shannon, "Tidy drawings of trees", 1979)
 
 const GAP = 22;
 const RANK = 52;
 const LINE = 10;
-// So many leaves below one node stand in a row.
+// The most leaves below one node that stand in one row.
 const IN_ROW = 10;
 const WIDEST = 280;
 
@@ -34,7 +34,7 @@ export function placed(nodes, edges) {
   return positions(boxes, depth, sizes);
 }
 
-// Groups of nodes may take from each other in a circle. Where one is met, it is cut.
+// Groups of nodes may take from each other in a circle. A circle is cut where it is first met.
 function depths(nodes, sources, takers) {
   const depth = new Map();
   const waits = new Map(takers);
@@ -59,7 +59,7 @@ function depths(nodes, sources, takers) {
       if (!waits.get(source)) queue.push(source);
     }
   }
-  // What is taken by several lies deep. What takes it goes down to it, so that lines are short where
+  // A node with several takers is deep. Move its takers down to it, so that lines are short where
   // they spread, and long where they lead straight up.
   for (const id of [...depth].sort((a, b) => b[1] - a[1]).map(([id]) => id)) {
     const below = sources.get(id).map((source) => depth.get(source)).filter((deep) => deep > depth.get(id));
@@ -102,12 +102,12 @@ function tree(roots, sources, depth, sizes) {
     box.below = below.map((child) => spaced(child, box.depth));
     for (const child of [...box.below].reverse()) stack.push([child, false]);
   }
-  // What only a cut circle leads to hangs nowhere: it stands at the end of its row.
+  // A node that only a cut circle leads to hangs nowhere: put it at the end of its row.
   for (const id of sizes.keys()) if (!claimed.has(id)) boxes.push(make(id));
   return boxes.filter((box) => !box.folded);
 }
 
-// Room for a line that leads past the rows between a node and what it takes.
+// Boxes without nodes keep room for a line that passes the rows between a node and its input.
 function spaced(child, above) {
   let box = child;
   for (let at = child.depth - 1; at > above; at--) box = { ids: [], depth: at, width: 1, height: 0, below: [box], columns: 1 };
@@ -116,7 +116,7 @@ function spaced(child, above) {
 
 function fold(box, sizes) {
   if (!box.ids.length) return;
-  // A place as wide as that of a group would set all others far apart.
+  // Not a group: all cells of the block would be as wide as that one.
   const leaves = box.below.filter((child) => child.ids.length && !child.below.length && child.width <= WIDEST);
   if (leaves.length <= IN_ROW) return;
   const block = { ids: leaves.flatMap((leaf) => leaf.ids), depth: box.depth + 1, below: [] };

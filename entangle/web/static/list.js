@@ -1,4 +1,4 @@
-// All runs: live ones as cards that move; durable ones that are unfinished, and those that are remembered, as
+// All runs: live ones as cards that are updated; unfinished durable runs and remembered runs as
 // tables.
 
 import { get, listen } from "./api.js";
@@ -6,13 +6,13 @@ import { counted, duration, errorLine, h, meter, moment, number, replace, state,
 
 const PAGE = 100;
 
-// A program as it was called, without the directories of its file.
+// The command of a program, without the directories of its file.
 function shortProgram(program) {
   const [first, ...rest] = program.split(" ");
   return [first.split("/").pop(), ...rest].join(" ");
 }
 
-// What is worth a word besides the state: failures in a run that ended well, and what was skipped.
+// What to say besides the state: failures in a run that ended well, and skipped nodes.
 function unusual(run) {
   return counted({ failed: run.state === "failed" && run.failed === 1 ? 0 : run.failed, skipped: run.skipped });
 }
@@ -63,7 +63,7 @@ export function listPage(place) {
         past,
         leftOut,
         search.value || states.value
-          ? h("div", { class: "empty" }, "No run fits.")
+          ? h("div", { class: "empty" }, "No run matches.")
           : h("div", { class: "empty" }, h("p", {}, "Nothing is remembered yet. Run something:"), h("pre", {}, "python -m entangle.examples.example_graph")),
       );
       return;
@@ -151,7 +151,7 @@ export function listPage(place) {
       cards(message.live);
       if (at) live.querySelector(`a[href="${CSS.escape(at)}"]`)?.focus();
       if (known !== null && known !== message.version) load();
-      // Ledgers are written to while a run lasts, so its end and its beginning are moments to look.
+      // Ledgers change while a run lasts, so look when one begins or ends.
       const now = JSON.stringify([message.version, message.live.map((run) => run.id)]);
       if (seen !== now) loadDurable();
       seen = now;

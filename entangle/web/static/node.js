@@ -35,7 +35,7 @@ export function nodePanel(run, key, { close, trace }) {
     ];
   }
 
-  // The attempts on one line of time, and the reason why each failed.
+  // The attempts on one time line, and why each failed.
   function attempts(tries) {
     if (!tries?.length) return null;
     const timed = tries.filter((one) => one.began !== null && one.began !== undefined);
@@ -57,7 +57,7 @@ export function nodePanel(run, key, { close, trace }) {
 
   function stage(items) {
     if (!items) return null;
-    const names = { done: "done", running: "in its body", waiting: "waiting", failed: "failed", skipped: "skipped, as a stage before had failed" };
+    const names = { done: "done", running: "in its body", waiting: "waiting", failed: "failed", skipped: "skipped, since an earlier stage had failed" };
     return [h("h3", {}, "Items"), h("dl", {}, Object.entries(names).flatMap(([name, title]) => (items[name] ? pair(title, number(items[name])) : [])), pair("items a second", items.rate >= 100 ? number(Math.round(items.rate)) : items.rate.toFixed(1)), pair("in bodies", duration(items.busy)), pair("an item", items.done ? duration(items.busy / items.done) : null))];
   }
 
@@ -100,7 +100,7 @@ export function nodePanel(run, key, { close, trace }) {
       ),
       way
         ? [
-            h("h3", {}, `${number(way.total)} ${asked === "ancestors" ? "calls made it" : "calls took it further"}`),
+            h("h3", {}, `${number(way.total)} ${asked === "ancestors" ? "calls made it" : "calls depend on it"}`),
             h("ol", { class: "way" }, way.list.map((one) => h("li", {}, h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(one.id)}` }, one.task), " ", h("span", { class: "value quiet" }, one.value ?? "")))),
             way.total > way.list.length ? h("p", { class: "quiet" }, `… and ${number(way.total - way.list.length)} more`) : null,
           ]
@@ -110,11 +110,11 @@ export function nodePanel(run, key, { close, trace }) {
       stage(found.items),
       found.printed ? [h("h3", {}, "Printed"), h("pre", { tabindex: "0" }, uncoloured(found.printed))] : null,
       found.error?.traceback ? [h("h3", {}, "Traceback"), h("pre", { class: "error", tabindex: "0" }, uncoloured(found.error.traceback))] : null,
-      found.items || (run.live && !found.output) ? null : [h("h3", {}, "Gave"), h("div", {}, shown(found.output)), origin(found)],
-      h("h3", {}, "Took"),
+      found.items || (run.live && !found.output) ? null : [h("h3", {}, "Value"), h("div", {}, shown(found.output)), origin(found)],
+      h("h3", {}, "Arguments"),
       found.inputs.length
         ? h("dl", {}, found.inputs.map((input) => [h("dt", {}, input.name), h("dd", {}, input.source !== null && input.source !== undefined ? h("a", { href: `#/run/${encodeURIComponent(run.id)}/graph?node=${encodeURIComponent(input.source)}` }, `${input.task} `) : null, shown(input.value))]))
-        : h("p", { class: "quiet" }, run.live ? "Values are known when the run is over." : "nothing"),
+        : h("p", { class: "quiet" }, run.live ? "Values are known when the run is over." : "none"),
       spans(found.spans),
       h("h3", {}, "Where"),
       h("dl", {}, pair("host", found.host), pair("place", found.place), pair("ticket", found.ticket), pair("queued there", found.queued ? duration(found.queued) : null), pair("worker", found.pid ? String(found.pid) : null), pair("cpu", found.cpu >= 0 ? String(found.cpu) : null), pair("memory", found.memory ? bytes(found.memory) : null), pair("began", found.started !== null && found.started !== undefined ? `${duration(found.started)} into the run` : null), pair("attributes", Object.entries(found.attributes ?? {}).map(([name, value]) => `${name}=${value}`).join(" ")), pair("layers", found.layers)),
@@ -135,7 +135,7 @@ export function nodePanel(run, key, { close, trace }) {
 
   return {
     element,
-    // What is selected in the panel stays so: it is drawn anew only while nobody is in it.
+    // Redrawing would lose what is selected in the panel, so it is not done while the focus is there.
     look: () => Date.now() - last > 1000 && !(node && ["done", "failed", "skipped"].includes(node.state) && !node.items) && !element.contains(document.activeElement) && load(),
     made: () => lead("ancestors"),
     leave() {

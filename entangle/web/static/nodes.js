@@ -24,7 +24,7 @@ export function nodesView(view, run) {
     timer = setTimeout(load, 150);
   }
 
-  // A button for each state that there is, with how many nodes are in it.
+  // A button for each state that occurs, with the number of its nodes.
   function drawStates(counts) {
     const focused = states.contains(document.activeElement) ? document.activeElement.dataset.state : null;
     const all = Object.values(counts).reduce((sum, count) => sum + count, 0);

@@ -1,4 +1,4 @@
-// How far a run is, by the names of its tasks; its CPU and memory over time; the stages of a stream.
+// The progress of a run by task; its CPU and memory over time; the stages of a stream.
 
 import { get } from "./api.js";
 import { chart, bytes, colour, counted, duration, h, meter, number, replace, table } from "./dom.js";
@@ -11,7 +11,7 @@ export function progressView(view, run) {
   replace(view, place);
 
   function load(samples) {
-    if (!samples?.length) return h("p", { class: "quiet" }, run.live ? "No sample of CPU and memory yet." : "CPU and memory are sampled ten times a second at first: this run was too short, or was not remembered.");
+    if (!samples?.length) return h("p", { class: "quiet" }, run.live ? "No sample of CPU and memory yet." : "No samples: this run was shorter than a tenth of a second, or was not remembered.");
     const end = Math.max(run.info.seconds ?? 0, samples[samples.length - 1][0]);
     return h(
       "div",
@@ -96,10 +96,10 @@ export function progressView(view, run) {
   };
 }
 
-// Whether a source is held back, and how much of the time it was.
+// Says whether the source waits for the stages, and for how much of the time it did.
 export function pressure(told, seconds) {
   if (told.waited === undefined || !seconds) return "";
   const share = Math.min(100, Math.round((100 * told.waited) / seconds));
-  if (told.full) return `The source waits for room now, and has waited ${share} % of the time: the stages or the consumer are slower.`;
-  return share ? `The source waited for room ${share} % of the time.` : "The source never waited for room.";
+  if (told.full) return `The source waits for room now, and has waited for ${share} % of the time: the stages or the consumer are slower than it.`;
+  return share ? `The source waited for room for ${share} % of the time.` : "The source never waited for room.";
 }

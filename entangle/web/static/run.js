@@ -1,4 +1,4 @@
-// One run: its graph, its timeline, its nodes, and the rest of its record. A live run is updated.
+// One run: its graph, its timeline, its nodes, and the rest of its record. A live one is updated.
 
 import { Gone, get, listen } from "./api.js";
 import { counted, duration, errorLine, h, meter, moment, number, replace, state } from "./dom.js";
@@ -54,7 +54,7 @@ export function runPage(place, id, tab = "graph") {
       h("span", {}, info.stream ? `${number(info.nodes)} stages` : `${number(info.nodes)} nodes`),
       run.live && !info.stream ? meter(counts, info.nodes) : null,
       run.live || counts.failed || counts.skipped ? h("span", { class: "quiet counts" }, run.live && info.stream ? `items: ${counted(counts) || "none yet"}` : counted(counts)) : null,
-      info.taken ? h("span", { class: "quiet", title: "Calls whose values a depot had: they are no nodes of this run" }, `${number(info.taken)} more from the depot`) : null,
+      info.taken ? h("span", { class: "quiet", title: "Calls whose values were in a depot: they are no nodes of this run" }, `${number(info.taken)} more from the depot`) : null,
       h("span", {}, duration(info.seconds)),
       h("span", { class: "quiet narrow-hide" }, moment(info.began)),
       info.parent ? h("a", { href: `#/run/${info.parent.run}?node=${info.parent.node ?? ""}` }, "part of a run") : null,
@@ -70,7 +70,7 @@ export function runPage(place, id, tab = "graph") {
     return h("span", {}, h("b", {}, one.place), ` ${number(one.nodes)} `, one.why ? h("span", { class: "waits" }, one.why) : "running there");
   }
 
-  // What ended the run, and the way to the node that failed.
+  // The error that ended the run, and a link to the node that failed.
   function problem(error) {
     const known = error.node !== null && error.node !== undefined;
     return h(
@@ -81,7 +81,7 @@ export function runPage(place, id, tab = "graph") {
     );
   }
 
-  // `failed` stands for the node whose failure ended the run.
+  // "failed" stands for the node whose failure ended the run.
   function nodeNamed(node) {
     return node === "failed" ? (run.info?.error?.node !== null && run.info?.error?.node !== undefined ? String(run.info.error.node) : null) : node;
   }
@@ -138,7 +138,7 @@ export function runPage(place, id, tab = "graph") {
       ended: async () => {
         stop?.();
         stop = null;
-        // The record is written just when the run ends, so a second look may be needed to find it.
+        // The record is written as the run ends, so it may take some looks to find it.
         for (let tries = 0; tries < 20 && !left; tries++) {
           try {
             const info = await get(`api/runs/${encodeURIComponent(id)}`);

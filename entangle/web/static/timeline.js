@@ -1,5 +1,5 @@
-// Which worker ran what, and when: a lane for each worker, CPU or place, drawn on a canvas. The server joins
-// what is narrower than a pixel.
+// Which worker ran what, and when: a canvas with a lane for each worker, CPU or place. The server
+// joins what is narrower than a pixel.
 
 import { get } from "./api.js";
 import { colour, css, duration, h, number, replace } from "./dom.js";
@@ -99,7 +99,7 @@ export function timelineView(view, run) {
     pen.rect(LABEL, AXIS, width - LABEL, height - AXIS);
     pen.clip();
     const stripes = hatched(pen, failed);
-    // Failures last: a thin one must not be covered by its neighbour.
+    // Draw failures last: a neighbour must not cover a thin one.
     for (const [lane, started, ended, task, node, count, bad] of [...data.bars.filter((bar) => !bar[6]), ...data.bars.filter((bar) => bar[6])]) {
       const top = AXIS + lane * LANE - scroll;
       if (top < -LANE || top > height) continue;
@@ -137,7 +137,7 @@ export function timelineView(view, run) {
     pen.restore();
   }
 
-  // What an attempt is filled with that others followed: it failed, and the task did not.
+  // The pattern of a failed attempt that was followed by another one.
   function hatched(pen, colour) {
     const tile = document.createElement("canvas");
     tile.width = tile.height = 8;
@@ -235,7 +235,7 @@ export function timelineView(view, run) {
   });
   canvas.addEventListener("pointerleave", () => (tip.hidden = true));
 
-  // A bar in words: what ran, how long, and with what it failed.
+  // A bar in words: what ran, for how long, and its error.
   function told(bar) {
     const what = `${data.tasks[bar[3]]}${bar[5] > 1 ? ` ×${number(bar[5])}` : ""}`;
     return `${what}, ${duration(bar[2] - bar[1])}, from ${duration(bar[1])}${bar[6] ? `: ${bar[6] === 2 ? "an attempt that failed with " : ""}${bar[7] ?? "failed"}` : ""}`;

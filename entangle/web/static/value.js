@@ -1,4 +1,4 @@
-// What made this value: the calls of all runs whose value has this hash, and what each was given.
+// What made this value: the calls of all runs whose value has this hash, and their arguments.
 
 import { get } from "./api.js";
 import { duration, h, moment, number, replace, table } from "./dom.js";
