@@ -72,8 +72,8 @@ class TaskRecord:
 
 @dataclass(frozen=True)
 class Error:
-    """What ended a run, or why a node failed: the type of the error, its text, the traceback as the
-    worker saw it, its notes, and the node."""
+    """What ended a run, or why a node failed: the type of the error, its message, the traceback as
+    the worker saw it, its notes, and the node."""
 
     type: str
     message: str

@@ -1,4 +1,4 @@
-"""Which part of a value cannot be unpickled, for the error's text.
+"""Which part of a value cannot be unpickled, for the message of the error.
 
 There is no value to look into, only the pickle. It is read a second time, step by step, to find the
 step that fails. How the parts hang together follows from the steps alone, without running any code.

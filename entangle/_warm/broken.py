@@ -11,7 +11,7 @@ from entangle.errors import ProcessTerminatedException, add_note
 class BrokenExecutorError(ProcessTerminatedException, BrokenProcessPool):
     """A worker process of an executor has died in a call, or could not begin.
 
-    The text names the call, and how the process ended. Nothing more runs in that executor.
+    The message names the call, and how the process ended. Nothing more runs in that executor.
     """
 
     __module__ = "entangle.executor"  # where users find it, so that tracebacks say so

@@ -423,7 +423,8 @@ def offer_jobs(site: Site) -> None:
         os.environ["MAKEFLAGS"] = site.makeflags
 
 
-#: The error's text while the part that cannot be unpickled is unknown; the supervisor names it.
+#: The message of the error while the part that cannot be unpickled is unknown; the supervisor
+#: names that part.
 _RUN = "what the run is made of cannot be unpickled in a worker"
 
 

@@ -315,7 +315,7 @@ def _is_lost(node: Node) -> bool:
 
 
 def _in_short(error: Error) -> str:
-    """An error without the module of its class, and the first line of its text."""
+    """An error without the module of its class, and the first line of its message."""
     kind, message = error.type.rpartition(".")[2], error.message.partition("\n")[0]
     return f"{kind}: {message}" if message else kind
 
