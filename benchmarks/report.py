@@ -165,7 +165,8 @@ def terminal(session: Json) -> None:
 
 
 def short(session: Json) -> str:
-    """Give the table of the README: eight lines, among them those where a peer is the fastest."""
+    """Give the table of the README: eight lines, among them the one in which entangle is slowest
+    beside a peer."""
     lines = {(row["key"], line["label"]): line for row in session["rows"] for line in row["lines"]}
     chosen = [(work, lines[key, label]) for key, label, work in SHORT if (key, label) in lines]
     out = ["| work | entangle | the fastest other | how many times as long it takes |", "|---|--:|--:|--:|"]

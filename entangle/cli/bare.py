@@ -24,7 +24,7 @@ def run_bare(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="entangle",
         description="Run Python functions in parallel, without a server.",
-        epilog=f"With the extra 'cli' there are also: {', '.join(OTHERS)}. pip install 'py-entangle[cli]'. {more('index')}",
+        epilog=f"pip install 'py-entangle[cli]' adds these commands: {', '.join(OTHERS)}. {more('index')}",
     )
     parser.add_argument("--version", action="version", version=f"entangle {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)

@@ -451,6 +451,7 @@ def test_what_cannot_be_done_is_said_in_a_line(
         ("--json", "--version"),
         ("--version", "--json"),
         ("--json", "clean"),
+        ("--json", "cache", "ls"),
     ],
     ids=" ".join,
 )
@@ -1316,6 +1317,16 @@ def test_the_core_alone_cleans_and_says_how_to_get_the_rest(line: Line) -> None:
         "entangle: the command 'run' needs typer and rich: pip install 'py-entangle[cli]'\n",
     )
     assert line("nonsense", PYTHONPATH=path).returncode == USAGE
+
+
+def test_the_core_alone_knows_every_command() -> None:
+    import typer.main
+
+    from entangle.cli.app import app
+    from entangle.cli.bare import OTHERS
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert sorted((*OTHERS, "clean")) == sorted(name for name, command in commands.items() if not command.hidden)
 
 
 def test_the_page_without_its_extra_says_how_to_get_it(line: Line) -> None:
