@@ -108,7 +108,7 @@ class Table:
         self.call = refused and refused[1]
         lines = [line for line in text.splitlines() if line.startswith("|")]
         assert lines[0] == "| option | type | default | unit | refused, for example |"
-        self.rows = [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+        self.rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
     def __repr__(self) -> str:
         return f"{self.page}-{self.name}"
@@ -166,12 +166,18 @@ def test_a_table_says_what_the_signature_says(table: Table) -> None:
         assert default or table.name == "queue"
     for (_, kind, default, _, _), parameter in zip(table.rows, options.values(), strict=True):
         annotation = str(parameter.annotation)
-        assert kind == f"`{ALIASES.get(annotation, annotation)}`"
+        assert kind == in_words(ALIASES.get(annotation, annotation))
         if parameter.default is parameter.empty:
             assert default == "required"
         elif default:
             value = parameter.default
             assert default == f"`{value.__name__ if inspect.isclass(value) else _written(value)}`"
+
+
+def in_words(annotation: str) -> str:
+    """An annotation for a table, where a "|" would part two cells."""
+    *kinds, last = [f"`{kind}`" for kind in annotation.split(" | ")]
+    return f"{', '.join(kinds)} or {last}" if kinds else last
 
 
 def _written(value: object) -> str:
