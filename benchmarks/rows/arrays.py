@@ -20,7 +20,7 @@ MOST = tuple(name for name in PEERS if name != Parsl.name)
     group="arrays",
     lines=[Line("", "ms", "time", Entangle.name, 1.15, relative_to=OneProcess.name)],
     others=(OneProcess.name, *MOST),
-    note="target: 1.15 times the same lines in one process. Parsl, meant to pass large data in files, takes 18 s and was left out",
+    note="target: 1.15 times the same lines in one process. Parsl takes 18 s and was left out",
 )
 def array_chain(contestant: Contestant, rounds: Iterable[int]) -> Iterator[Measured]:
     """Hand a large array from task to task."""
