@@ -1,5 +1,5 @@
-"""Functions for graphs, at the level of a module that is quick to import: workers that are not
-forked import it."""
+"""Functions for graphs. Workers that are not forked import this module, so it must be quick to
+import."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .evidence import alive, note, notes, span, wait_until
 
 
 class Refused(Exception):
-    """An error with two arguments of its own, as applications have them."""
+    """An error with two arguments of its own, as errors of applications have."""
 
     def __init__(self, what: str, code: int) -> None:
         super().__init__(what, code)
@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 class Frozen(Exception):
-    """Refuses attributes, as a frozen dataclass does."""
+    """An error that refuses attributes, as a frozen dataclass does."""
 
     a: int
 
@@ -44,8 +44,8 @@ def raise_frozen(a: int) -> None:
 
 
 class NeedsTwo(Exception):
-    """An error that pickles, and does not unpickle: its `args` are not what its constructor
-    takes."""
+    """An error that can be pickled but not unpickled: its `args` are not the arguments of its
+    constructor."""
 
     def __init__(self, what: str, code: int) -> None:
         super().__init__(f"{what} ({code})")
@@ -53,7 +53,7 @@ class NeedsTwo(Exception):
 
 
 class HoldsALock(Exception):
-    """An error that does not pickle."""
+    """An error that cannot be pickled."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -61,11 +61,11 @@ class HoldsALock(Exception):
 
 
 class Stack(list):  # type: ignore[type-arg]
-    """A list of a type of its own."""
+    """A subclass of list."""
 
 
 class Point(NamedTuple):
-    """A pair with names."""
+    """A named tuple of two fields."""
 
     x: Any
     y: Any
@@ -81,19 +81,19 @@ class Account:
 
     @process
     def after(self, amount: int) -> int:
-        """The balance after a deposit."""
+        """Return the balance after a deposit."""
         return self.balance + amount
 
     @classmethod
     @process
     def interest(cls, amount: int) -> int:
-        """A third and more."""
+        """Return the amount times the rate of the class."""
         return amount * cls.rate
 
     @staticmethod
     @process
     def double(amount: int) -> int:
-        """Twice as much."""
+        """Return twice the amount."""
         return 2 * amount
 
 
@@ -117,7 +117,6 @@ def num(n: int) -> int:
 
 
 def add(a: Any, b: Any) -> Any:
-    """Add two values."""
     return a + b
 
 
@@ -150,19 +149,19 @@ def gather(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def describe(a: int, b: int = 20, *rest: int, k: int = 3, **more: int) -> str:
-    """Show which value arrived where."""
+    """Show which parameter received which value."""
     return f"a={a} b={b} rest={rest} k={k} more={sorted(more.items())}"
 
 
 @process
 def decorated(x: int) -> int:
-    """A task whose name in its module is the task, not the function."""
+    """A task bound to the name of its function, which pickle therefore cannot look up by name."""
     return x * 10
 
 
 @thread
 def in_thread(x: int) -> tuple[int, int]:
-    """A value, and the process that made it."""
+    """Return the value, and the process that ran this."""
     return x, os.getpid()
 
 
@@ -182,7 +181,7 @@ def pids_up_to(before: list[int]) -> list[int]:
 
 
 def noted(path: str, value: Any = None) -> Any:
-    """Leave a line with the process number, and give the value."""
+    """Note the process, and return the value."""
     note(path, "noted", os.getpid())
     return value
 
@@ -193,23 +192,22 @@ def noted_after(path: str, _: Any) -> int:
 
 
 def spanned(path: str, seconds: float = 0.02, *_: Any) -> int:
-    """Take some time, and note when."""
+    """Take some time, and note the start and the end."""
     with span(path):
         time.sleep(seconds)
     return os.getpid()
 
 
 def length_and(content: bytes, other: Any) -> tuple[int, Any]:
-    """The length of the one, and the other."""
+    """Return the length of the first argument, and the second one."""
     return len(content), other
 
 
 def meet(path: str, number: int) -> int:
-    """Wait, asleep, until `number` of us have come: a way to be sure that so many run at the same
-    time.
+    """Sleep until `number` bodies have called this: proves that so many run at the same time.
 
-    Each body opens the same named pipe first, then leaves a line; the last to come writes a byte,
-    which nobody takes out, and all see it."""
+    Each body opens the same named pipe, then adds a line to the file. The last one writes a byte
+    into the pipe. Nobody reads the byte, so every body sees it."""
     gate = f"{path}.gate"
     try:
         os.mkfifo(gate)
@@ -228,7 +226,7 @@ def meet(path: str, number: int) -> int:
 
 
 def burn(seconds: float) -> int:
-    """Keep a CPU busy."""
+    """Keep a CPU busy for so many seconds of CPU time."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
@@ -236,14 +234,14 @@ def burn(seconds: float) -> int:
 
 
 def linger(path: str, seconds: float = 30.0) -> str:
-    """Note the process, and stay until somebody ends it."""
+    """Note the process, and sleep until something kills it."""
     note(path, "lingering", os.getpid())
     time.sleep(seconds)
     return "nobody ended it"
 
 
 def linger_with_child(path: str, own_session: bool = False) -> str:
-    """Start a program that outlives everything, note both, and stay."""
+    """Start a program that outlives the body, note both processes, and wait for the program."""
     child = subprocess.Popen(["sleep", "100"], start_new_session=own_session)
     note(path, "lingering", os.getpid(), child.pid)
     note(path, "child", child.pid)
@@ -253,7 +251,7 @@ def linger_with_child(path: str, own_session: bool = False) -> str:
 
 
 def linger_deaf(path: str) -> str:
-    """Stay, and do not listen to SIGTERM."""
+    """Sleep, and ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     note(path, "lingering", os.getpid())
     time.sleep(30)
@@ -265,13 +263,13 @@ def fail(what: str = "no such thing") -> None:
 
 
 def fail_once_there(path: str, *_: Any) -> None:
-    """Fail as soon as somebody has left a line."""
+    """Fail as soon as the file has a line."""
     wait_until(lambda: notes(path))
     raise ValueError("no such thing")
 
 
 def fail_until(path: str, attempts: int, value: Any = "done") -> Any:
-    """Fail until it has been tried `attempts` times."""
+    """Fail at each attempt before number `attempts`."""
     note(path, time.monotonic(), os.getpid())
     tried = len(notes(path))
     if tried < attempts:
@@ -280,7 +278,7 @@ def fail_until(path: str, attempts: int, value: Any = "done") -> Any:
 
 
 def die_until(path: str, attempts: int, value: Any = "done") -> Any:
-    """Be killed until it has been tried `attempts` times."""
+    """Kill the own process at each attempt before number `attempts`."""
     note(path, time.monotonic(), os.getpid())
     if len(notes(path)) < attempts:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -312,7 +310,7 @@ def interrupt() -> None:
 
 
 def die(status: int) -> None:
-    """End the process as no Python program should."""
+    """Exit without the cleanup that Python does at its end."""
     os.write(2, b"these were my last words\n")
     os._exit(status)
 
@@ -322,5 +320,5 @@ def recurse(n: int = 0) -> int:
 
 
 def someone_alive(pids: list[int]) -> list[int]:
-    """Which of these processes are alive."""
+    """Return those of the processes that are alive."""
     return [number for number in pids if alive(number)]

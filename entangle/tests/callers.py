@@ -1,4 +1,4 @@
-"""Callers in a process of their own: scripts run as a user runs them, to be looked at, interrupted
+"""Callers in processes of their own: scripts run as a user runs them, to be observed, interrupted
 and killed."""
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from .evidence import alive, wait_until
 
 ROOT = str(Path(entangle.__file__).resolve().parents[1])
 
-#: A promise of the design, in seconds: however the caller ends, no process of its runs is left
-#: after this long.
+#: However the caller ends, no process of its runs is left after this many seconds.
 ORPHANS_GONE = 1.0
 
 
 class Caller:
-    """A script in a Python of its own, with an own run directory, an own temporary directory and an
-    own session."""
+    """A script in a Python process of its own, with its own run directory, temporary directory and
+    session."""
 
     def __init__(self, folder: Path, source: str, **environment: str) -> None:
         self.folder = folder
@@ -44,13 +43,13 @@ class Caller:
             "PYTHONWARNINGS": "error",
             **environment,
         }
-        # As a terminal has it: with PYTHONUNBUFFERED one print is several writes, and those of two
-        # processes mix.
+        # A terminal is set up like this. With PYTHONUNBUFFERED one print is several writes, and the
+        # output of two processes mixes.
         self.environment.pop("PYTHONUNBUFFERED", None)
         self.started: subprocess.Popen[str] | None = None
 
     def start(self, *arguments: str, **options: Any) -> Caller:
-        """Start the script and come back at once."""
+        """Start the script, and return at once."""
         self.started = subprocess.Popen(
             [sys.executable, str(self.script), *arguments],
             **{
@@ -73,14 +72,15 @@ class Caller:
         return self.started
 
     def family(self) -> list[int]:
-        """The numbers of all processes that the script has started, and those have started."""
+        """All processes that the script has started, directly or indirectly."""
         try:
             return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
     def finish(self, seconds: float = 60.0) -> tuple[int, str, str]:
-        """Wait for the script's end: its exit status, and what it wrote to stdout and stderr."""
+        """Wait until the script exits. Return its exit status, and what it wrote to stdout and
+        stderr."""
         try:
             out, err = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -90,11 +90,12 @@ class Caller:
         return self.process.returncode, out, err
 
     def stop(self) -> None:
-        """Kill the script and what it started, whatever state they are in; harmless when all has
-        ended."""
+        """Kill the script and all that it started, in whatever state. Does nothing if all have
+        exited."""
         if self.started is None:
             return
-        itself = [self.started.pid] if self.started.poll() is None else []  # its number may be somebody else's by now
+        # Once reaped, its number may belong to another process.
+        itself = [self.started.pid] if self.started.poll() is None else []
         for pid in [*self.family(), *itself]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -104,26 +105,25 @@ class Caller:
         for stream in (self.started.stdin, self.started.stdout, self.started.stderr):
             if stream is not None:
                 try:
-                    stream.close()  # not read to the end: a stray may have it open
+                    stream.close()  # not read to the end: a stray process may hold it open
                 except BrokenPipeError:
                     pass
 
     def files(self) -> list[str]:
-        """What lies in the script's run directory and temporary directory, as paths relative to its
+        """The files in the script's run directory and temporary directory, as paths relative to its
         folder."""
         return [
             str(path.relative_to(top.parent))
             for top in (self.runs, self.temporary)
             for path in sorted(top.rglob("*"))
-            # The folder of a user stays, as a pigeon-hole for the next process; what matters is
-            # that it is empty.
+            # The directory of the user stays, because the next process uses it. It must be empty.
             if not (path.parent == top and path.name == f"entangle-{os.getuid()}")
         ]
 
 
 def output_of(folder: Path, source: str, **environment: str) -> str:
-    """Run a script to its end, see that it succeeded and left nothing behind, and give what it
-    printed."""
+    """Run a script to its end, check that it succeeded and left nothing behind, and return its
+    output."""
     caller = Caller(folder, source, **environment).start()
     try:
         status, out, err = caller.finish()
@@ -135,13 +135,13 @@ def output_of(folder: Path, source: str, **environment: str) -> str:
 
 
 def gone(pids: list[int], seconds: float = ORPHANS_GONE) -> None:
-    """See that none of these processes is alive `seconds` from now, at the latest."""
+    """Check that all of these processes end within `seconds`."""
     assert pids, "there was no process to look for"
     wait_until(lambda: not any(map(alive, pids)), seconds, "processes that should be gone")
 
 
 def output_of_next(folder: Path, caller: Caller) -> None:
-    """One more run, by another process, with the directories of `caller`."""
+    """Run once more, in another process, with the directories of `caller`."""
     output_of(
         folder,
         "from entangle.process import process\nprint(process(int)('3')())",

@@ -1,6 +1,7 @@
-"""State of a process that a body may change: how to look at all of it, and ways to change it.
+"""Process state that a body may change: functions that read all of it, and functions that change
+it.
 
-Workers import this module, so nothing heavy is imported up here.
+Workers import this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ def _umask() -> int:
 
 
 def _environment() -> list[tuple[str, str]]:
-    # Some tell what a worker is, holds or may use, which another one has with another value.
+    # These variables describe one worker: what it is, holds or may use. They differ between
+    # workers.
     others = {"ENTANGLE_WORKER", "PYTEST_CURRENT_TEST", "MAKEFLAGS", *VARIABLES}
     return sorted((name, value) for name, value in os.environ.items() if name not in others)
 
 
 def _environment_of_children() -> bytes:
-    """What the C library has, and so a child without an environment of its own."""
+    """Return the environment of the C library: children without an environment of their own get
+    that."""
     import ctypes
 
     libc = ctypes.CDLL(None)
@@ -98,7 +101,7 @@ def _descriptor(fd: int) -> str:
         target = os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return "closed"
-    # A pipe of the run leads to stderr; each run has its own.
+    # The descriptor of stderr is a pipe of the run, and each run has its own.
     return f"{target.partition(':[')[0]} {os.get_inheritable(fd)}"
 
 
@@ -189,18 +192,18 @@ LOOKS: dict[str, Callable[[], object]] = {
 
 
 def look() -> dict[str, str]:
-    """All of it, in words."""
+    """Return the whole state, as text."""
     return {name: str(looked()) for name, looked in LOOKS.items()}
 
 
 # --- changing -------------------------------------------------------------------------------------
 
 Change = Callable[[], object]
-#: What a worker puts back.
+#: Changes that a worker undoes after the body.
 CHANGES: dict[str, Change] = {}
-#: What cannot be put back: another worker takes over.
+#: Changes that cannot be undone: the worker exits, and another one takes over.
 PARTING: dict[str, Change] = {}
-#: Changes that no body can see in its own process.
+#: Changes that a body cannot see in its own process.
 UNSEEN: set[str] = set()
 
 _lasting: list[Any] = []
@@ -222,7 +225,7 @@ def _unseen(function: Change) -> Change:
 
 
 def _answer(*_: object) -> None:
-    """An answer to a signal, or a hook."""
+    """A signal handler, or a hook, that does nothing."""
 
 
 @_change
@@ -336,7 +339,7 @@ def timers() -> None:
 
 @_change
 def quick_timer() -> None:
-    """It goes off in the body and between the runs."""
+    """The timer goes off in the body and between the runs."""
     signal.signal(signal.SIGALRM, _answer)
     signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
 
@@ -358,7 +361,7 @@ def signal_that_writes_a_traceback() -> None:
 @_change
 @_unseen
 def traceback_later() -> None:
-    """It would end the process."""
+    """If it stays set, it ends the process."""
     faulthandler.dump_traceback_later(0.2, exit=True, file=_open_null())
 
 
@@ -465,7 +468,7 @@ def scheduling() -> None:
 def _lower(name: str) -> None:
     which = getattr(resource, name)
     soft, hard = resource.getrlimit(which)
-    # Enough to go on with, and less than before.
+    # Low enough to be a change, and enough to go on with.
     least = {"RLIMIT_NOFILE": 512, "RLIMIT_NPROC": 100_000, "RLIMIT_CPU": 100_000}.get(name, 1 << 40)
     if soft == resource.RLIM_INFINITY or soft > least:
         resource.setrlimit(which, (least, hard))
@@ -708,14 +711,14 @@ def niceness() -> None:
     os.nice(1)
 
 
-if os.getuid():  # only root gets its priority back
+if os.getuid():  # only root may raise its priority again
     PARTING["niceness"] = CHANGES.pop("niceness")
 
 
 @_parting
 def session_of_processes() -> None:
     child = os.getpid()
-    with contextlib.suppress(PermissionError):  # the leader of a group gets no session
+    with contextlib.suppress(PermissionError):  # the leader of a process group cannot start a session
         os.setsid()
     if os.getsid(0) != child:
         os.setpgid(0, os.getsid(0) if os.getsid(0) else 0)
@@ -741,7 +744,7 @@ def many_descriptors_closed() -> None:
 @_parting
 @_unseen
 def many_descriptors_used_again() -> None:
-    """Files of the body's under the numbers of ours."""
+    """The body's files take descriptor numbers that the worker used."""
     os.closerange(64, 256)
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(64, 256):
@@ -761,5 +764,5 @@ def changed(kind: str) -> tuple[int, dict[str, str], bool]:
     {**CHANGES, **PARTING}[kind]()
     try:
         return os.getpid(), look(), kind in UNSEEN
-    except Exception as error:  # nothing can be looked at, which is a change too
+    except Exception as error:  # the state cannot be read, which is a change too
         return os.getpid(), {"error": str(error)}, False

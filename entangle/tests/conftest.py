@@ -1,5 +1,5 @@
-"""What every test relies on: a run directory of its own, ways to run, and the proof that nothing
-was left behind."""
+"""What every test relies on: its own run directory, ways to run, and the check that nothing is left
+behind."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Before entangle is imported: its processes, and the scripts that tests start, all carry this mark
-# in their environment or in their memory maps, and that is how a stray of ours is told from
-# somebody else's. Registered first, so that it is removed last, when entangle has cleaned up after
-# itself.
+# Set before entangle is imported. All processes of entangle, and the scripts that tests start,
+# carry this path in their environment or their memory maps, so a stray process of ours can be told
+# from a foreign one. The exit handler is registered first, so it runs last, after entangle has
+# cleaned up.
 _PARENT = os.environ.get("ENTANGLE_TESTS_DIR") or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
 RUNS = tempfile.mkdtemp(prefix="entangle-tests-", dir=_PARENT)
 _OWNER = os.getpid()
-#: Seconds for what a test leaves behind to go.
+#: What a test leaves behind must be gone after this many seconds.
 PATIENCE = float(os.environ.get("ENTANGLE_TESTS_PATIENCE", "10"))
 
 
@@ -37,9 +37,9 @@ def _remove_runs() -> None:
 
 
 os.environ["ENTANGLE_RUN_DIR"] = RUNS
-# Every run of the tests is recorded, and none among the records of the developer.
+# Record every run of the tests, but not among the records of the developer.
 os.environ["ENTANGLE_RECORD_DIR"] = os.path.join(RUNS, "records")
-# And no value of an earlier run of the tests is found again.
+# Find no value that an earlier run of the tests has kept.
 os.environ["ENTANGLE_DEPOT"] = os.path.join(RUNS, "depot")
 for _name in (
     "ENTANGLE_START",
@@ -57,8 +57,8 @@ for _name in (
 ):
     os.environ.pop(_name, None)
 
-# A shell without job control starts what it puts in the background deaf to Ctrl-C, and so would be
-# every script that a test starts and interrupts.
+# A shell without job control starts background jobs with SIGINT ignored. Scripts that tests start
+# would inherit that, and could not be interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -72,13 +72,13 @@ from .bodies import one  # noqa: E402
 from .evidence import alive  # noqa: E402
 from .ways import WAYS, Way, second_thread  # noqa: E402
 
-#: They need more than `make test` brings, and have targets of their own: `make test-engines` and
+#: These need more than `make test` installs, and have their own targets: `make test-engines` and
 #: `make test-clouds`.
 collect_ignore = ["clouds", "engines"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Settings that hold wherever the tests are run from, also as `pytest --pyargs
+    """Settings that also hold where pyproject.toml is not read, as with `pytest --pyargs
     entangle.tests`."""
     config.addinivalue_line("markers", "drill: a fault made on purpose, over and over; `make drill` runs these alone")
     config.addinivalue_line("markers", "lint: what a type checker says; `make lint` runs these alone")
@@ -89,8 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is not asked for of what `make test` does not run, and give every test a
-    limit."""
+    """Deselect the marked tests that were not asked for, and give every test a time limit."""
     apart = [name for name in ("drill", "lint", "pages") if name not in (config.option.markexpr or "")]
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
@@ -112,13 +111,13 @@ def _way_of(item: pytest.Item) -> Way | None:
 
 
 def _is_slow(item: pytest.Item) -> bool:
-    """Whether a test is a drill in the way that it is about to run in."""
+    """Whether the test counts as a drill because of the way in which it runs."""
     way = _way_of(item)
     return way is not None and way.drilled and not way.whole and item.get_closest_marker("everywhere") is None
 
 
 def _belongs(item: pytest.Item) -> bool:
-    """Whether a test is to run in the place that it is about to run in."""
+    """Whether the test is meant for the place in which it runs."""
     way = _way_of(item)
     if way is None or way.here:
         return True
@@ -127,9 +126,10 @@ def _belongs(item: pytest.Item) -> bool:
 
 # --- which process runs which tests ---------------------------------------------------------------
 
-#: Files whose tests run in every way: those of one way stay together, not those of the file.
+#: Files whose tests run in every way. Workers of pytest-xdist get the tests of one way, not of one
+#: file.
 _IN_EVERY_WAY = ("test_behaviour.py", "test_everyday.py")
-#: Those and others that take long, the longest first.
+#: Files that take long, the longest first.
 _LONG = (
     *_IN_EVERY_WAY,
     "test_every_moment.py",
@@ -180,10 +180,11 @@ _LONG = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`, hand out some files in parts, and all in the order of `_in_turn`."""
+    """With `--dist loadfile`, split some files by way, and hand out all in the order of
+    `_in_turn`."""
     if config.option.dist != "loadfile":
         return None
-    config.option.loadscopereorder = False  # else those with most tests would come first
+    config.option.loadscopereorder = False  # else the files with most tests come first
     scheduling: Any = importlib.import_module("xdist.scheduler").LoadFileScheduling
 
     class InParts(scheduling):  # type: ignore[misc]
@@ -198,7 +199,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def _in_turn(items: list[pytest.Item]) -> list[pytest.Item]:
-    """The files that take long first: at the end, all processes are then busy until the last."""
+    """Sort the files that take long first, so that all workers stay busy until the end."""
     last = len(_LONG)
     tests = Counter(item.path for item in items)
 
@@ -229,8 +230,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture(params=["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of the ways to start a worker. By spawn, which is slow, and but for its start a
-    forkserver's worker, in drills alone."""
+    """Each of the ways to start a worker. Spawn only in drills: it is slow, and after the start its
+    worker is like one of the forkserver."""
     monkeypatch.setenv("ENTANGLE_START", request.param)
     return str(request.param)
 
@@ -242,18 +243,18 @@ def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:  # gone meanwhile, or somebody else's
+    except OSError:  # gone meanwhile, or of another user
         return b""
 
 
 def _processes() -> set[int]:
-    """All processes. What else is to be known is read of a few of them alone: this is done before
-    and after each of thousands of tests."""
+    """The numbers of all processes. It reads nothing else of them: it runs before and after each of
+    thousands of tests."""
     return {int(name) for name in os.listdir("/proc") if name.isdigit()}
 
 
 def _parent(pid: int) -> int:
-    """The parent of a process; 0 where it is gone."""
+    """The parent of a process, or 0 if the process is gone."""
     stat = _read(f"/proc/{pid}/stat")
     return int(stat.rpartition(b")")[2].split()[1]) if stat else 0
 
@@ -267,14 +268,15 @@ def _children(pid: int) -> list[int]:
 
 
 def _run_directories() -> set[str]:
-    """Those of this process, in shared memory and, where values have spilled, on disk."""
+    """The run directories of this process: in shared memory and, where values have spilled, on
+    disk."""
     mine = f"entangle-{os.getuid()}/p{_OWNER}-*/[rx]*"  # `x`: of an executor
     return {str(path) for top in (RUNS, tempfile.gettempdir()) for path in Path(top).glob(mine)}
 
 
 def _belongs_to_us(pid: int) -> bool:
-    """Whether a process that is no descendant of ours any more has something of ours: in its
-    memory, open, or by name."""
+    """Whether a process that is no longer our descendant uses something of ours: in its memory, its
+    environment or its descriptors."""
     marked = os.fsencode(RUNS)
     if marked in _read(f"/proc/{pid}/maps") or marked in _read(f"/proc/{pid}/environ"):
         return True
@@ -292,8 +294,7 @@ def _belongs_to_us(pid: int) -> bool:
 
 
 def _line_of(pid: int) -> list[int]:
-    """A process and those above it, up to but without the test process; none where it is not below
-    that."""
+    """The process and its ancestors below the test process; empty if it is not our descendant."""
     line = [pid]
     while line[-1] > 1 and (parent := _parent(line[-1])) != _OWNER:
         line.append(parent)
@@ -301,15 +302,15 @@ def _line_of(pid: int) -> list[int]:
 
 
 def _of_the_server(line: list[int]) -> bool:
-    """Whether a process comes from the warm server: ours, or that of an agent that stays."""
+    """Whether a process comes from the warm server: ours, or that of a warm agent."""
     commands = [_read(f"/proc/{pid}/cmdline") for pid in line]
     servers = commands if any(b"entangle-agent" in command for command in commands) else commands[-1:]
     return any(b"entangle._run.forkserver" in command for command in servers)
 
 
 def _spares() -> dict[int, bytes]:
-    """The warm server and the workers that it has forked ahead, which are there before a run and
-    join one later; and how much memory each has mapped."""
+    """The warm server and the workers that it has forked ahead, with the size of their memory maps.
+    They exist before a run and join one later."""
     found = {}
     lines = [[child] for child in _children(_OWNER)]
     while lines:
@@ -325,7 +326,7 @@ def _mapped(pid: int) -> bytes:
 
 
 def _why_stray(pid: int) -> str | None:
-    """Why a process counts as left behind; None where it does not."""
+    """Why a process counts as left behind, or None if it does not."""
     command = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").strip()
     line = _line_of(pid)
     if _of_the_server(line):
@@ -338,13 +339,13 @@ def _why_stray(pid: int) -> str | None:
     return None
 
 
-#: What a process opens once, when it first has a scheduler of this many cookies, and keeps: the
-#: queue they lie in.
+#: The queue of a scheduler's cookies, or of a limit. A process opens it when it first uses that
+#: scheduler or limit, and keeps it open.
 _POOL = re.compile(re.escape(RUNS) + rf"/entangle-\d+/p{_OWNER}-[0-9a-f]+/(cookies|limit)-[-\w]+$")
 
 
 def _to_the_server() -> set[int]:
-    """What leads to the warm server. Any test may start or stop it."""
+    """The descriptors that lead to the warm server. Any test may start or stop the server."""
     server = getattr(sys.modules.get("entangle._run.forkserver"), "_server", None)
     return {server.socket.fileno(), server.preloading._hear.fileno()} if server is not None else set()
 
@@ -357,7 +358,7 @@ def _open_files() -> dict[int, str]:
             continue
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:  # the descriptor of the listing itself
+        except OSError:  # the descriptor of the listing itself, closed by now
             continue
         if not (_POOL.match(target) and target not in found.values()):
             found[int(name)] = target
@@ -378,9 +379,9 @@ class _Before:
         return cls(_processes(), _spares(), set(threading.enumerate()), _open_files(), _run_directories(), _shared_memory())
 
     def left(self) -> list[str]:
-        """What is there now and was not there then, in words."""
+        """Describe what exists now and did not exist then."""
         processes = _processes()
-        # One that waits for a run maps nothing more.
+        # A spare that waits for a run does not grow.
         changed = {pid for pid, mapped in self.spares.items() if _mapped(pid) != mapped}
         told = [why for pid in sorted(processes - self.processes | changed) if (why := _why_stray(pid))]
         told += [f"the thread {thread.name!r} goes on" for thread in set(threading.enumerate()) - self.threads]
@@ -395,8 +396,8 @@ class _Before:
 
 
 def _shared_memory() -> set[str]:
-    """Segments of our user by the names that Python and entangle give them; other programs' are
-    none of our business."""
+    """Our user's segments with the names that Python and entangle give them. Segments of other
+    programs do not count."""
     try:
         entries = os.scandir("/dev/shm")
     except OSError:
@@ -414,19 +415,19 @@ def _shared_memory() -> set[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _warm() -> None:
-    """Make what a process has once and keeps: its home in the run directory, the warm server, what
-    imports leave open."""
+    """Create what a process creates once and keeps: its home in the run directory, the warm server,
+    and what imports leave open."""
     for how in ("fork", "forkserver", "spawn"):
         assert process(one)()(start=how) == 1
 
 
-#: Agents that stay for the tests that run in their place, as they would in a user's program.
+#: Agents that stay warm for the tests that run in their place, as in a user's program.
 _kept_warm: set[object] = set()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_agent_stays() -> Iterator[None]:
-    """Agents that are kept warm for the tests of one file do not stay for the next."""
+    """Close agents that were kept warm for the tests of one file before the next file begins."""
     yield
     channels = sys.modules.get("entangle._remote.caller.open_channels")
     if channels is not None:
@@ -439,7 +440,7 @@ _FAILED = pytest.StashKey[bool]()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember which tests failed: what they left behind is no news."""
+    """Remember which tests failed: nothing is reported about what they leave behind."""
     report = yield
     if call.excinfo is not None:
         item.stash[_FAILED] = True
@@ -451,8 +452,7 @@ def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[Non
     """Fail a test that left a process, a thread, a descriptor, a run directory or shared memory
     behind.
 
-    Each gets time to go: a second by the design, and more on a machine that is busy with other
-    things."""
+    By design all are gone within a second; a busy machine gets more time."""
     way = getattr(request.node, "callspec", None) and request.node.callspec.params.get("way")
     if isinstance(way, Way) and way.warm is not None:
         _kept_warm.add(way.warm())
@@ -460,7 +460,8 @@ def _leaves_nothing(request: pytest.FixtureRequest, _warm: None) -> Iterator[Non
     yield
     channels = sys.modules.get("entangle._remote.caller.open_channels")
     if channels is not None:
-        channels.close_all(lambda channel: channel.transport.key not in _kept_warm)  # else they are there as long as their process
+        # Else they live as long as their process.
+        channels.close_all(lambda channel: channel.transport.key not in _kept_warm)
     web_client = sys.modules.get("entangle._tasks.web_client")
     if web_client is not None:
         web_client.close_connections()  # to AWS

@@ -1,7 +1,6 @@
-"""What runs leave for a test to look at: notes in a file, spans of time, and the processes that are
-still there.
+"""What bodies leave for a test to check: notes in a file, spans of time, and live processes.
 
-Bodies use the first half in whatever process they run, so nothing heavy is imported up here.
+Bodies use the first half in any process, so this module imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from typing import Any
 
 
 def note(path: str | os.PathLike[str], *words: object) -> None:
-    """Add one line to the file at `path`: a single write to a file opened for appending, so that
-    lines never mix. Where there is a file, there is a line in it."""
+    """Append one line to the file at `path` by a single write, so that lines of several processes
+    never mix. The file never exists without a line."""
     line = (" ".join(str(word) for word in words) + "\n").encode()
     if os.path.exists(path) or not _begun(os.fspath(path), line):
         _write(path, os.O_APPEND, line)
 
 
 def _begun(path: str, line: bytes) -> bool:
-    """Make a file with this line, unless another process is the first."""
+    """Create the file with this line; False if another process was first."""
     new = f"{path}.{os.getpid()}-{time.monotonic_ns()}"
     _write(new, os.O_CREAT, line)
     try:
@@ -46,7 +45,7 @@ def _write(path: str | os.PathLike[str], how: int, line: bytes) -> None:
 
 
 def notes(path: str | os.PathLike[str]) -> list[list[str]]:
-    """The lines of the file at `path`, each split into its words; none where there is no file."""
+    """The lines of the file at `path`, each split into words; empty if there is no file."""
     try:
         with open(path, encoding="utf-8") as file:
             return [line.split() for line in file]
@@ -56,8 +55,8 @@ def notes(path: str | os.PathLike[str]) -> list[list[str]]:
 
 @contextmanager
 def span(path: str | os.PathLike[str], name: str = "span") -> Iterator[None]:
-    """Note when the block began and ended, by the clock that all processes of a machine share, and
-    which process ran it."""
+    """Note when the block began and ended, and the process that ran it. All processes of a machine
+    share the clock."""
     began = time.monotonic()
     try:
         yield
@@ -67,10 +66,11 @@ def span(path: str | os.PathLike[str], name: str = "span") -> Iterator[None]:
 
 @contextmanager
 def place_among(path: str | os.PathLike[str], most: int) -> Iterator[int]:
-    """Hold one of `most` locks during the block; an error where all are taken, noted as "excess".
+    """Hold one of `most` locks during the block, and yield its number. If all are taken, note
+    "excess" and raise an error.
 
-    The kernel frees the lock of a process that is killed, so this sees how many are in such blocks
-    at once, whoever dies. Gives the number of the lock.
+    The kernel releases the lock of a process that is killed, so this counts live holders whichever
+    process dies.
     """
     import fcntl
 
@@ -87,20 +87,22 @@ def place_among(path: str | os.PathLike[str], most: int) -> Iterator[int]:
     try:
         yield number
     finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # a worker that was forked meanwhile has it open as well
+        # A worker that was forked meanwhile has inherited the descriptor: closing it here would not
+        # release the lock.
+        fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
 
-#: Between two looks, and for so much longer on a machine that is busy (seconds).
+#: The pause between two checks, and the most that a busy machine adds to a time limit (seconds).
 _PAUSE, _LONGER = 0.005, 10.0
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
-    """Ask again and again until `condition` holds, and give what it gave; an `AssertionError` once
-    `seconds` have passed.
+    """Check repeatedly until `condition` holds, and return its value; raise `AssertionError` after
+    `seconds`.
 
-    On a machine that is busy, whoever waits gets its turns late, and so do those it waits for: then
-    it waits until it has asked as often as it would have, for so much longer at most.
+    On a busy machine the test, and what it waits for, get the CPU late. The limit is then extended,
+    by `_LONGER` at most, until as many checks were made as would have fitted into `seconds`.
     """
     end, turns = time.monotonic() + seconds, 0
     while True:
@@ -118,8 +120,8 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20.0, what: str = 
 
 @contextmanager
 def when(ready: Callable[[], bool], then: Callable[[], Any]) -> Iterator[None]:
-    """During the block, a thread does something as soon as something holds. Raises what failed
-    there."""
+    """During the block, a thread waits for `ready` and then calls `then`. An error of the thread is
+    raised at the end of the block."""
     from concurrent.futures import ThreadPoolExecutor
 
     def wait() -> None:
@@ -133,7 +135,7 @@ def when(ready: Callable[[], bool], then: Callable[[], Any]) -> Iterator[None]:
 
 
 def most_at_once(path: str | os.PathLike[str], name: str = "span") -> int:
-    """How many of the spans called `name` overlapped at the worst moment."""
+    """The largest number of spans called `name` that overlapped."""
     changes: list[tuple[float, int]] = []
     for line in notes(path):
         if line[0] == name:
@@ -146,11 +148,10 @@ def most_at_once(path: str | os.PathLike[str], name: str = "span") -> int:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process with this number runs; one that has ended and only waits to be reaped does
-    not count.
+    """Whether a process with this number runs. A zombie does not count.
 
-    One that is killed shows as ended while it still has other threads: until these are gone, its
-    descriptors are open, and its parent cannot reap it.
+    A killed process is already shown as a zombie while other threads of it still exit. Until they
+    have, its descriptors are open and its parent cannot reap it, so it counts as alive.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -161,19 +162,19 @@ def alive(pid: int) -> bool:
 
 
 def pids_in(path: str | os.PathLike[str]) -> list[int]:
-    """The process numbers noted in a file, one a line, at the end of the line."""
+    """The process numbers noted in a file: the last word of each line."""
     return [int(line[-1]) for line in notes(path)]
 
 
 def notes_of(error: BaseException) -> str:
-    """The notes on an error, one below the other; on Python 3.10 they are there as well, if the
-    error was given any."""
+    """The notes on an error, one a line. Python 3.10 has no `add_note`, but an error may have
+    `__notes__` there too."""
     return "\n".join(getattr(error, "__notes__", ()))
 
 
 def text_of(error: BaseException) -> str:
-    """Everything that an error tells: its own words, its notes, its traceback, and the errors that
-    caused it."""
+    """Everything that an error says: its message, its notes, its traceback, and the same of its
+    causes."""
     told: list[str] = []
     seen: set[int] = set()
     at: BaseException | None = error

@@ -59,7 +59,7 @@ def pid() -> int:
 
 
 def meet(folder: str, name: str, others: list[str]) -> str:
-    """Wait until all others are there as well."""
+    """Wait until all others have called this as well."""
     Path(folder, name).touch()
     while not all(Path(folder, other).exists() for other in others):
         time.sleep(0.002)
@@ -82,9 +82,11 @@ def waits_in_its_worker(folder: str) -> None:
 
 
 class Paused:
-    """The board's words, for a worker that has no CPU for a while, before the second call of its
-    next message but one: until that is being taken back, or, with `after`, just after it has looked
-    whether it is."""
+    """Stands for the words of the board, to simulate a worker that loses its CPU.
+
+    The worker pauses before the second call of its next message but one. It goes on when that call
+    is being taken back. With `after`, it pauses just after it has checked whether the call is taken
+    back."""
 
     def __init__(self, words: Any, folder: str, after: bool) -> None:
         self.words = words
@@ -140,35 +142,35 @@ def broken_initializer(text: str) -> None:
 
 
 class Refuses:
-    """Cannot be pickled."""
+    """An object that cannot be pickled."""
 
     def __reduce__(self) -> Any:
         raise TypeError("refuses to be pickled")
 
 
 class RefusesToArrive:
-    """Cannot be unpickled."""
+    """An object that cannot be unpickled."""
 
     def __reduce__(self) -> Any:
         return fail, ("refuses to arrive",)
 
 
 class DiesOnArrival:
-    """Ends the process that unpickles it."""
+    """An object that ends the process that unpickles it."""
 
     def __reduce__(self) -> Any:
         return os._exit, (7,)
 
 
 class LeavesOnArrival:
-    """Raises SystemExit where it is unpickled."""
+    """An object that raises SystemExit when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return sys.exit, (3,)
 
 
 class OnlyThere:
-    """Cannot be unpickled in the process of that number."""
+    """An object that cannot be unpickled in the process with that number."""
 
     def __init__(self, process: int) -> None:
         self.process = process
@@ -255,7 +257,7 @@ def leak_descriptors(count: int) -> int:
 
 
 class Buffered:
-    """Bytes that travel out of band, as those of an array do."""
+    """Holds bytes that are pickled out of band, as those of an array are."""
 
     def __init__(self, data: Any) -> None:
         self.data = memoryview(data)

@@ -1,4 +1,4 @@
-"""Bodies that run in other places, in a module that those can import: it needs nothing but
+"""Bodies that run in other places. Those places can import this module: it needs nothing but
 Python."""
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ def where() -> str:
 
 
 def add(a: Any, b: Any) -> Any:
-    """Two values as one."""
     return a + b
 
 
 def slow(path: str, seconds: float = 60.0) -> int:
-    """Note the number of this process, and take some time."""
+    """Note the process, and take some time."""
     note(path, os.getpid())
     time.sleep(seconds)
     return len(notes(path))
 
 
 def second_time(path: str) -> int:
-    """Take for ever the first time, and no time after that."""
+    """Sleep for a minute the first time, and not at all afterwards."""
     note(path, os.getpid())
     if len(notes(path)) == 1:
         time.sleep(60)
@@ -38,7 +37,7 @@ def second_time(path: str) -> int:
 
 
 def held(log: str, go: str, value: Any) -> Any:
-    """Note the number of this process, and give the value once a file is there."""
+    """Note the process, and return the value once the file `go` exists."""
     note(log, os.getpid())
     while not os.path.exists(go):
         time.sleep(0.1)
@@ -46,22 +45,21 @@ def held(log: str, go: str, value: Any) -> Any:
 
 
 def size(data: bytes) -> int:
-    """How much has come."""
     return len(data)
 
 
 def give(count: int) -> bytes:
-    """So much, to be sent back."""
+    """Return so many bytes."""
     return bytes(count)
 
 
 def touch(path: str, *_: Any) -> None:
-    """Leave a file that says that we ran."""
+    """Create a file, which shows that the body ran."""
     Path(path).touch()
 
 
 class Slow:
-    """An argument that takes its time to be made; says when that begins."""
+    """An argument that takes long to unpickle, and creates a file when that begins."""
 
     def __init__(self, log: str, seconds: float) -> None:
         self.log, self.seconds = log, seconds
@@ -72,20 +70,20 @@ class Slow:
 
 
 def freezes(path: str) -> None:
-    """Stop the whole process, which then neither reads nor says anything."""
+    """Stop the whole process by SIGSTOP: it then neither reads nor writes."""
     note(path, os.getpid())
     os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(60)
 
 
 def print_for_ever() -> None:
-    """Never come to an end."""
+    """Print without end."""
     while True:
         print("tick\n" * 100)
 
 
 def alone_there(path: str, most: int) -> int:
-    """Take one of so many locks for a moment; an error where all are taken."""
+    """Hold one of `most` locks for a moment; raise an error if all are taken."""
     import fcntl
 
     for number in range(most):
@@ -104,7 +102,7 @@ def alone_there(path: str, most: int) -> int:
 
 
 def waits_there(path: str) -> int:
-    """Begins a run there that needs the same place."""
+    """Run a graph in the other place that needs the same limit."""
     from entangle.limit import limit
     from entangle.process import process
 
@@ -113,7 +111,7 @@ def waits_there(path: str) -> int:
 
 
 def die_once(path: str) -> int:
-    """The first time, kill the process that this runs in."""
+    """Kill the own process the first time."""
     note(path, "tries")
     if len(notes(path)) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -133,12 +131,12 @@ def changes() -> None:
 
 
 def state() -> tuple[str, str, int]:
-    """What `changes` changes."""
+    """What `changes` changes, as it is now."""
     mask = os.umask(0)
     os.umask(mask)
     return os.getcwd(), os.environ.get("MINE", "unset"), mask
 
 
 def calls(task: Any) -> Any:
-    """Call a task in a body."""
+    """Call a task inside a body."""
     return task()()

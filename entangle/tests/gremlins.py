@@ -16,7 +16,7 @@ SCRIPT = os.path.join(ROOT, ".ci", "gremlin")
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on now."""
+    """A port of the loopback interface on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
@@ -38,7 +38,7 @@ class Gremlin:
             raise
 
     def start(self) -> None:
-        """Start it, with nothing in its graph, and wait until it answers."""
+        """Start it with an empty graph, and wait until it answers."""
         self.kill()
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
@@ -55,7 +55,7 @@ class Gremlin:
         raise AssertionError(f"no Gremlin server after a minute: {self._log.read_text()}")
 
     def kill(self) -> None:
-        """End it as a power failure would."""
+        """Kill it, as a power failure would."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()

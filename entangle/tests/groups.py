@@ -1,4 +1,4 @@
-"""Control groups with limits, for processes of tests to go into."""
+"""Control groups with limits, which processes of tests can join."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from .evidence import wait_until
 
 @contextmanager
 def control_group(limits: Mapping[str, Mapping[str, str]]) -> Iterator[Path]:
-    """A group of version 2 or 1, whichever this machine lets us make: `limits` says, for each place
-    where it may lie, what goes into which of its files. The first file must be there; where there
-    is none of the others, that is no limit here."""
+    """A control group of version 2 or 1, whichever this machine allows.
+
+    `limits` maps each parent directory to be tried to what is written into the files of the group.
+    The first file must exist. Where one of the others is missing, that limit is left out."""
     for top, files in limits.items():
         group = Path(top, f"entangle-test-{os.getpid()}")
         try:

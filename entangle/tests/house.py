@@ -63,8 +63,8 @@ FLOORS: list[dict[str, tuple[str, ...]]] = [
 
 
 def _modules() -> dict[str, Path]:
-    """Every module of the house by its name within it; '' is the package
-    itself. Those for type checkers alone count, tests are left out."""
+    """Every module of the package by its name within it; '' is the package itself. Stubs count,
+    tests do not."""
     found = {}
     for path in sorted([*HOUSE.rglob("*.py"), *HOUSE.rglob("*.pyi")]):
         parts = path.relative_to(HOUSE).with_suffix("").parts
@@ -80,7 +80,7 @@ MODULES = _modules()
 
 
 def place(module: str) -> tuple[int, str] | None:
-    """The floor and the room of a module; None where it has none."""
+    """The floor and the room of a module; None if it has none."""
     for number, floor in enumerate(FLOORS):
         for room, members in floor.items():
             for member in members:
@@ -91,10 +91,10 @@ def place(module: str) -> tuple[int, str] | None:
 
 @functools.cache
 def imports(module: str) -> list[tuple[str, int, bool]]:
-    """What a module imports, wherever in it: the absolute name, the line, and whether
-    importing the module does it.
+    """What a module imports, at any depth: the absolute name, the line, and whether importing the
+    module executes the import.
 
-    A name given to `import_module` as a plain text counts as well.
+    A literal name passed to `import_module` counts as well.
     """
     path = MODULES[module]
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -132,24 +132,23 @@ def _called(node: ast.Call) -> str:
 
 
 def inner(name: str) -> str | None:
-    """The name of one of our modules within the house; None for what is not ours."""
+    """The name of a module within the package; None for modules of others."""
     if name == "entangle":
         return ""
     return name.removeprefix("entangle.") if name.startswith("entangle.") else None
 
 
 def arrows() -> dict[str, set[str]]:
-    """Each module, and those of the house that it imports: early, late,
-    or for the type checker alone.
+    """Each module, and the modules of the package that it imports: when it is imported, later, or
+    only for the type checker.
 
-    The package itself is no arrow: every import of a module enters it first.
+    The package itself is left out: every import of a module imports it first.
     """
     return {module: {found for name, _, _ in imports(module) if (found := inner(name)) and found != module} for module in MODULES}
 
 
 def circles(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:
-    """The circles of a graph: sets of more than one node of which each reaches
-    all others (Tarjan, 1972)."""
+    """The strongly connected components of a graph that have more than one node (Tarjan, 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     path: list[str] = []

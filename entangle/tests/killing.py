@@ -1,5 +1,4 @@
-"""Killing workers on purpose: graphs in which any node may be the victim, and a process that does
-the killing."""
+"""Killing workers on purpose: graphs in which any node may be the victim, and a killer process."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ from .evidence import note, notes, pids_in, text_of
 
 NODES = 200
 
-#: Runs beside the test process: reads one order a line, kills once, and answers with the number of
-#: what it killed.
+#: Runs beside the test process. Reads one order a line, kills one process, and answers with its
+#: number.
 _KILLER = """
 import os, random, signal, sys, time
 
@@ -76,7 +75,8 @@ for line in sys.stdin:
 
 
 class Killer:
-    """A process that kills workers of this one, at a sign or at random. Use it in a `with`."""
+    """A process that kills workers of this one, on a signal in a file or at random. Use it in a
+    `with`."""
 
     def __enter__(self) -> Killer:
         self._process = subprocess.Popen(
@@ -102,23 +102,23 @@ class Killer:
         self._order(f"noted {path}")
 
     def kill_any_child(self, seed: int) -> None:
-        """Kill a child of this process, some time after the first has appeared."""
+        """Kill a child of this process at a random moment after the first child has appeared."""
         self._order(f"any {seed}")
 
     def killed(self) -> list[int]:
-        """What the last order killed: one process number, or nothing when it came too late."""
+        """What the last order killed: one process, or none if it came too late."""
         assert self._process.stdout is not None
         return [pid] if (pid := int(self._process.stdout.readline())) else []
 
 
 def begun_workers(stream: Any) -> list[int]:
-    """The workers of a stream that have begun; some may be dead, and that not noticed yet. A run
-    whose workers are all killed before they begin fails, rightly."""
+    """The workers of a stream that have begun; some may be dead already. If all workers of a run
+    are killed before they begin, the run fails, as it should: so tests kill only these."""
     supervisor = stream._pump.run.supervisor
     if supervisor is None:
         return []
     states = supervisor.table.slots
-    # Not `pid`: that reads the message that is meant for the supervisor.
+    # Not `pid`: it reads the message that is meant for the supervisor.
     workers = [worker for worker in list(supervisor.processes.values()) if worker._pid > 0]
     return [worker._pid for worker in workers if states[worker.slot * SLOT + STATE] in (BUSY, RESTING)]
 
@@ -130,8 +130,8 @@ def plain(value: int, *others: int) -> int:
 
 
 def victim(folder: str, value: int, *others: int) -> int:
-    """A node that notes its process and waits to be killed, the first time; the second time it does
-    its work."""
+    """A node that at its first attempt notes its process and waits to be killed. At the second it
+    works as `plain`."""
     path = os.path.join(folder, "victim")
     if not notes(path):
         note(path, os.getpid())
@@ -140,13 +140,13 @@ def victim(folder: str, value: int, *others: int) -> int:
 
 
 def victims(folder: Path) -> list[int]:
-    """The processes that have been the victim in this folder."""
+    """The processes that have run the victim in this folder."""
     return pids_in(folder / "victim")
 
 
 def graph_with_a_victim(folder: Path | None, seed: int, retry: int) -> tuple[Any, int]:
-    """A random graph of 200 nodes, one of which is the victim when there is a folder; and the value
-    it must give."""
+    """A random graph of 200 nodes, and the value that it must return. With a folder, one node is
+    the victim."""
     chance = random.Random(seed)
     options: dict[str, Any] = {"retry": retry} if retry else {}
     task = process(**options)(plain)
@@ -157,7 +157,7 @@ def graph_with_a_victim(folder: Path | None, seed: int, retry: int) -> tuple[Any
     for node in range(NODES):
         some = [chance.randrange(node) for _ in range(chance.choice((0, 0, 1, 2, 3)))] if node else []
         if node == NODES - 1:
-            some = [n for n in range(NODES - 1) if n not in taken]  # the root takes whatever nobody else does
+            some = [n for n in range(NODES - 1) if n not in taken]  # the root takes what no other node takes
         taken.update(some)
         others = [values[n] for n in some]
         values.append((node * 31 + sum(others)) % 1_000_003)
@@ -169,7 +169,7 @@ def graph_with_a_victim(folder: Path | None, seed: int, retry: int) -> tuple[Any
 
 
 def kill_and_compare(killer: Killer, folder: Path, seed: int) -> None:
-    """Kill the worker that runs the victim, once. The graph gives the right value all the same."""
+    """Kill the worker that runs the victim, once. The graph must still return the right value."""
     folder.mkdir()
     call, expected = graph_with_a_victim(folder, seed, retry=3)
     killer.kill_when_noted(folder / "victim")
@@ -178,8 +178,10 @@ def kill_and_compare(killer: Killer, folder: Path, seed: int) -> None:
 
 
 def kill_at_any_moment(killer: Killer, seeds: range, retry: int) -> None:
-    """Kill any worker some time after the first one of a graph has started: once a seed. Kills must
-    hit in as many runs as half of the seeds; on a busy machine, that may take more runs."""
+    """For each seed, kill a random worker some time after the first worker has started.
+
+    More than half as many kills as seeds must hit a worker. A busy machine may need more runs for
+    that."""
     hits, tries = 0, 0
     for seed in range(seeds.start, seeds.start + 5 * len(seeds)):
         tries += 1

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from entangle.service import OVER, PENDING, RUNNING, Limits, Service, State, Submission
 
-#: The processes that run or were not asked for since they ended, and those that wait, by ticket.
+#: By ticket: the processes that were started, and the messages that wait.
 _started: dict[str, subprocess.Popen[bytes]] = {}
 _waiting: dict[str, Submission] = {}
-#: Ids of messages are unique in one mailbox alone, so tickets have numbers of their own.
+#: Message ids are unique only within one mailbox, so tickets have numbers of their own.
 _numbers = itertools.count(1)
 
 
@@ -50,7 +50,7 @@ class LocalJobs(Service):
                 command = _waiting.pop(ticket).command
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
             _started[ticket] = process
-            threading.Thread(target=process.wait, daemon=True).start()  # no zombie stays
+            threading.Thread(target=process.wait, daemon=True).start()  # reaps it
 
     def outcomes(self, tickets: Collection[str]) -> Mapping[str, State]:
         self._start()
@@ -68,7 +68,7 @@ class LocalJobs(Service):
         for ticket in tickets:
             _waiting.pop(ticket, None)
             if ticket in _started and _started[ticket].poll() is None:
-                with contextlib.suppress(ProcessLookupError):  # it ends, and a thread reaps it
+                with contextlib.suppress(ProcessLookupError):  # it has exited meanwhile
                     os.killpg(_started[ticket].pid, signal.SIGTERM)
 
     def logs(self, ticket: str) -> str:

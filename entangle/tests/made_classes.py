@@ -1,8 +1,7 @@
-"""Classes of every kind, made in a function, with an instance of each; as a script, classes of a
-script.
+"""Classes of every kind, defined in a function, with an instance of each.
 
-`python made_classes.py START` prints what does not come back from a task as it went, in that way to
-start workers."""
+As a script, `python made_classes.py START`, its classes belong to `__main__`. It prints the values
+that a task did not return as it got them. START says how to start workers."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 
 class Same:
-    """Equal where the class is the very same, and the attributes are."""
+    """Equal if the class is the identical one and the attributes are equal."""
 
     __slots__ = ()
 
@@ -62,7 +61,7 @@ class Old(Same):
 
 
 def instances() -> list[Any]:
-    """One of each kind."""
+    """One instance of each kind."""
 
     class Colour(enum.Enum):
         RED = 1
@@ -236,7 +235,7 @@ def same(value: Any) -> Any:
 
 @process
 def equal(one: Any, other: Any) -> list[str]:
-    """What differs of two lists that came from two workers."""
+    """Where two lists that came from two workers differ."""
     return [repr(pair) for pair in zip(one, other, strict=True) if pair[0] != pair[1] or type(pair[0]) is not type(pair[1])]
 
 
@@ -269,7 +268,7 @@ def dispatched(value: UserId) -> str:
 
 
 def wrong(start: Any) -> list[str]:
-    """What does not come back as it went."""
+    """What does not return as it was sent."""
     values = instances()
 
     @process
@@ -286,8 +285,8 @@ def wrong(start: Any) -> list[str]:
     found += [f"{kind!r} itself" for value, kind in zip(values, kinds, strict=True) if kind is not type(value)]
     found += [f"between tasks: {pair}" for pair in equal(same(values), same(values))(start=start)]
     (dispatching,) = (value for value in values if type(value).__name__ == "Dispatching")
-    dispatching.of(1)  # from Python 3.13 on it remembers the instance
-    # What the caller's own process hands to workers that may have another script.
+    dispatching.of(1)  # from Python 3.13 on this caches the instance
+    # These are pickled in the caller's own process, for workers that may have another `__main__`.
     pushed = [value for (value,) in dataflow(same)().stream([Part(), Old()], start=start)]
     if pushed != [Part(), Old()] or not isinstance(pushed[1], Old) or same(given(Part()))(start=start) != Part():
         found.append("items of a stream, or values of threads")

@@ -1,10 +1,10 @@
 """Every moment of the engine: a worker is killed, or its caller interrupted, after the first write
 or call, after the second …
 
-The engine's own files are traced by instruction. A moment is an instruction after one that has
-stored something where others may see it, or has called something: a write to the table, to a pool
-or to a pipe is always one of these. Of the moments at one place in the code the first two count:
-loops would else be most of them."""
+The engine's own files are traced by instruction. A moment is an instruction that follows a store
+that others may see, or a call: a write to the table, to a pool or to a pipe is always one of these.
+Only the first two moments at each place in the code count; else most moments would come from
+loops."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from entangle.thread import thread
 
 from .evidence import note, notes, wait_until
 
-#: The engine: what processes share, what happens in a worker and in the caller, and the cookies.
+#: The engine: what processes share, what runs in a worker and in the caller, and the cookies.
 _ENGINE = tuple(os.path.join(os.path.dirname(entangle.cookies.__file__), name) for name in ("_shared/", "_worker/", "_run/", "cookies.py"))
 _ALIKE = 2
 _TOOL = 4
@@ -45,7 +45,7 @@ _TOOL = 4
 
 @functools.cache
 def _after(code: CodeType, stores: bool) -> frozenset[int]:
-    """Where in the code a moment is: after calls, and after stores where those count."""
+    """The offsets of the moments in the code: after calls and, with `stores`, after stores."""
     wanted = ("CALL", "STORE_SUBSCR", "STORE_SLICE") if stores else ("CALL",)
     found, before = set(), ""
     for instruction in dis.get_instructions(code):
@@ -56,25 +56,25 @@ def _after(code: CodeType, stores: bool) -> frozenset[int]:
 
 
 class Watch:
-    """Calls `act` at the moment of that number, counted from 1, of whatever this process does from
-    `begin` on."""
+    """Calls `act` at the moment with that number. Moments are counted from 1, from `begin` on, in
+    this process."""
 
     def __init__(self, number: int, act: Callable[[], None], stores: bool) -> None:
         self._number, self._act, self._stores = number, act, stores
         self._met: collections.Counter[tuple[CodeType, int]] = collections.Counter()
         self._count = 0
-        # Now: in a worker the collector does not see what the caller has loaded, and each worker
-        # would find the moments anew.
+        # Find them now: the garbage collector of a worker does not list what the caller has loaded,
+        # and each worker would have to find the moments again.
         self._codes = _codes(len(sys.modules))
         for code in self._codes:
             _after(code, stores)
 
     def begin(self) -> None:
-        """Count from now on."""
+        """Begin to count."""
         if sys.version_info < (3, 12):
             sys.settrace(self._enter)
             return
-        self.end()  # of a test before that was broken off
+        self.end()  # left by a test that was broken off
         events = sys.monitoring
         events.use_tool_id(_TOOL, "moments")
         events.register_callback(_TOOL, events.events.INSTRUCTION, self._instruction)
@@ -82,7 +82,7 @@ class Watch:
             events.set_local_events(_TOOL, code, events.events.INSTRUCTION)
 
     def end(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         if sys.version_info < (3, 12):
             sys.settrace(None)
             return
@@ -110,7 +110,7 @@ class Watch:
         return self._inside
 
     def _meet(self, code: CodeType, offset: int) -> bool:
-        """Count a moment; False where that place counts no more."""
+        """Count a moment; False if further ones at this place do not count."""
         self._met[code, offset] += 1
         if self._met[code, offset] <= _ALIKE:
             self._count += 1
@@ -121,7 +121,7 @@ class Watch:
 
 @functools.cache
 def _codes(modules: int) -> list[CodeType]:
-    """All code of the engine that is loaded, when so many modules are."""
+    """All loaded code of the engine. A change in the number of modules renews the cache."""
     found: set[CodeType] = set()
     for function in [each for each in gc.get_objects() if isinstance(each, FunctionType)]:
         waiting = [function.__code__]
@@ -134,14 +134,16 @@ def _codes(modules: int) -> list[CodeType]:
 
 
 def rooms_of_moments() -> set[str]:
-    """The directories in which the moments lie."""
+    """The names of the directories that contain moments."""
     return {os.path.basename(os.path.dirname(code.co_filename)) for code in _codes(len(sys.modules))}
 
 
 class Killing:
-    """Kills one worker of a run at one moment: the one of that serial number, in a nested run of
-    that depth. The first is alone until it is replaced, so every run of a graph has the same
-    moments; the second is not."""
+    """Kills one worker of a run at one moment: the one with that serial number, in a run nested so
+    deep.
+
+    The first worker is the only one until it is replaced, so every run of a graph meets the same
+    moments. That does not hold for the second."""
 
     def __init__(self, number: int, depth: int, serial: int) -> None:
         self.number, self.depth, self.serial = number, depth, serial
@@ -174,7 +176,7 @@ class Killing:
         if victim:
             self._watch.begin()
         else:
-            self._watch.end()  # a fork of the victim inherits that
+            self._watch.end()  # a fork of the victim inherits the watch
         return self._live(worker)
 
     def _kill(self) -> None:
@@ -183,13 +185,13 @@ class Killing:
 
 
 class Interrupting:
-    """Presses Ctrl-C once, at one moment of the thread that enters it."""
+    """Sends SIGINT once, at one moment of the thread that enters it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.hit = False
-        #: Whether Python has dropped the interrupt, as it does in the callback of a weak reference
-        #: or in `__del__`.
+        #: Whether Python has discarded the interrupt, as it does in the callback of a weak
+        #: reference or in `__del__`.
         self.dropped = False
         self._watch = Watch(number, self._interrupt, stores=False)
 
@@ -210,7 +212,7 @@ class Interrupting:
             self._hook(what)
 
     def _interrupt(self) -> None:
-        if os.getpid() == self._pid:  # a worker inherits what watches
+        if os.getpid() == self._pid:  # a worker inherits the watch
             self.hit = True
             signal.raise_signal(signal.SIGINT)
 
@@ -219,14 +221,13 @@ class Interrupting:
 
 
 def leaf(log: str, name: str, value: int) -> int:
-    """Takes long enough for a second worker to come and take the next."""
+    """A leaf that takes long enough for a second worker to start and take the next one."""
     note(log, name)
     time.sleep(0.003)
     return value
 
 
 def plus(log: str, name: str, *values: int) -> int:
-    """Adds."""
     note(log, name)
     return sum(values)
 
@@ -245,7 +246,7 @@ def leaves(log: str, how: Any, name: str = "") -> Any:
 
 
 def chain(log: str, how: Any) -> Any:
-    """One after the other: 15."""
+    """A chain of six calls: 15."""
     call = how(leaf)(log, "leaf", 0)
     for number in range(1, 6):
         call = how(plus)(log, f"plus{number}", call, number)
@@ -253,22 +254,22 @@ def chain(log: str, how: Any) -> Any:
 
 
 def pooled(body: Any) -> Any:
-    """A task of which one runs at a time."""
+    """A task with at most one call at a time."""
     return scheduler(cpus=1)(process(body))
 
 
 def limited(body: Any) -> Any:
-    """A task that needs a place in each of two limits, a CPU, and a token."""
+    """A task that needs a place in each of two limits, a CPU and a token."""
     return limit("moments", at_once=2)(limit("one moment", at_once=1, per_second=1e6)(scheduler(cpus=1)(process(body))))
 
 
 def on_gpu(body: Any) -> Any:
-    """A task of a worker that serves a device."""
+    """A task for a worker that serves a device."""
     return scheduler(gpus=1)(process(body))
 
 
 def in_thread_limited(body: Any) -> Any:
-    """A task of a thread that needs a place."""
+    """A task in a thread that needs a place in a limit."""
     return limit("moments", at_once=2)(thread(body))
 
 
@@ -285,37 +286,37 @@ def inner_pool(log: str, name: str) -> Any:
 
 
 def inner_limit(log: str, name: str) -> Any:
-    """A body that has a place, and runs a graph with the same limits."""
+    """A body that holds a place, and runs a graph with the same limits."""
     note(log, name)
     return leaves(log, limited, name)(start="fork")
 
 
 def inner_gpu(log: str, name: str) -> Any:
-    """A body that has a device, and runs a graph of bodies that need one."""
+    """A body that holds a device, and runs a graph of bodies that need one."""
     note(log, name)
     return leaves(log, on_gpu, name)(start="fork")
 
 
 def limits(log: str) -> Any:
-    """Places of threads and of processes: 15."""
+    """Threads and processes that share the places of one limit: 15."""
     kinds = itertools.cycle((limited, in_thread_limited))
     return process(plus)(log, "sum", *(next(kinds)(leaf)(log, f"leaf{number}", number) for number in range(6)))
 
 
 def mixed(log: str) -> Any:
-    """Threads and processes take each other's values: 15."""
+    """Threads that take values of processes, and a process that takes theirs: 15."""
     pairs = (thread(plus)(log, f"plus{number}", process(leaf)(log, f"leaf{number}", number), 0) for number in range(6))
     return process(plus)(log, "sum", *pairs)
 
 
 def bad(log: str, name: str) -> int:
-    """Fails."""
     note(log, name)
     raise ValueError(name)
 
 
 def judge(log: str, outcomes: list[Any]) -> int:
-    """15 for two failures, two that depend on one, and two values; each may be a death instead."""
+    """15 if the outcomes are two failures, what depends on one, and two values. Any of them may be
+    a death instead."""
     note(log, "judge")
     wanted = (ValueError, ValueError, ValueError, 3, 4)
     for outcome, expected in zip(outcomes, wanted, strict=True):
@@ -325,7 +326,7 @@ def judge(log: str, outcomes: list[Any]) -> int:
 
 
 def quick(log: str, name: str, value: int) -> int:
-    """Takes no time; those of a name with a question mark fail."""
+    """A leaf that takes no time. It fails if its name contains a question mark."""
     note(log, name)
     if "?" in name:
         raise ValueError(name)
@@ -333,13 +334,13 @@ def quick(log: str, name: str, value: int) -> int:
 
 
 def fan(log: str) -> Any:
-    """Many small leaves of one consumer, which are run a stretch at a time: 15."""
+    """Many small leaves of one consumer, which a worker runs in stretches: 15."""
     values = [int(number % 4 == 1) for number in range(60)]
     return process(plus)(log, "sum", *(process(quick)(log, f"leaf{number}", value) for number, value in enumerate(values)))
 
 
 def judge_many(log: str, outcomes: list[Any]) -> int:
-    """15 for outcomes of which each tenth is a failure; each may be a death instead."""
+    """15 if every tenth outcome is a failure. Any of them may be a death instead."""
     note(log, "judge")
     for number, outcome in enumerate(outcomes):
         if not isinstance(outcome, ProcessTerminatedException):
@@ -348,13 +349,13 @@ def judge_many(log: str, outcomes: list[Any]) -> int:
 
 
 def failing_fan(log: str) -> Any:
-    """Many small leaves, of which some fail: 15."""
+    """As `fan`, but every tenth leaf fails: 15."""
     leaves = [process(quick)(log, f"leaf{number}{'?' if number % 10 == 7 else ''}", number) for number in range(60)]
     return process(judge_many)(log, entangle.gather(*leaves, return_exceptions=True))
 
 
 def failing(log: str) -> Any:
-    """Failures that are values, and what is skipped for them: 15."""
+    """Failures returned as values, and the calls skipped because of them: 15."""
     leaf_of, plus_of, bad_of = process(leaf), process(plus), process(bad)
     skipped = plus_of(log, "never", bad_of(log, "bad1"), leaf_of(log, "leaf1", 1))
     calls = (
@@ -373,8 +374,8 @@ def two(log: str, body: Any, how: Any = process) -> Any:
 
 
 class Shape(NamedTuple):
-    """A graph, its value, how often a body may run, and which workers are killed: the depth of
-    their run and their number in it."""
+    """A graph, its value, how often a body may run, and the workers to be killed: how deep their
+    run is nested, and their serial number in it."""
 
     call: Callable[[str], Any]
     value: int
@@ -403,7 +404,7 @@ SHAPES = {
 
 
 def queues() -> list[CookieQueue]:
-    """The budget of this process and its pools of CPUs."""
+    """The queues of CPUs of this process: its budget and its pools."""
     here = home()
     return [here.budget, *here.pools.values()]
 
@@ -422,18 +423,19 @@ def places_held() -> int:
 
 
 def descriptors() -> dict[str, str]:
-    """What this process has open, by number."""
+    """The open descriptors of this process, and their targets."""
     found = {}
     for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the one that lists them
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself, closed by now
             found[number] = os.readlink(f"/proc/self/fd/{number}")
     return found
 
 
 def meets(shape: Shape, log: Path, moment: Killing | Interrupting) -> bool:
-    """Run the graph with that moment in it, and see that all holds: the right value or an error of
-    ours, no body run too often, all cookies where they were, nothing left open, and a next run.
-    False where the moment never came."""
+    """Run the graph, and meet the moment in it. False if the moment never came.
+
+    Afterwards these must hold: the value is right or the error is ours; no body has run too often;
+    all cookies are back; nothing is left open; and a next run succeeds."""
     log.unlink(missing_ok=True)
     call, before = shape.call(str(log)), descriptors()
     value = error = None
@@ -457,7 +459,7 @@ def meets(shape: Shape, log: Path, moment: Killing | Interrupting) -> bool:
     with contextlib.suppress(AssertionError):
         wait_until(lambda: not places_held(), 2)
     assert places_held() == 0, told
-    try:  # one look decides: whoever still ends what was killed opens some for a moment
+    try:  # one check suffices: what ends the killed worker opens descriptors for an instant
         wait_until(lambda: len(descriptors()) <= len(before), 5)
     except AssertionError:
         raise AssertionError(f"{told}: {dict(descriptors().items() - before.items())}") from None

@@ -1,4 +1,4 @@
-"""Bodies on a real GPU, with the libraries that people have: `make gpu` runs this.
+"""Bodies on a real GPU, with the usual libraries: `make gpu` runs this.
 
 Each library runs in programs of its own, since a process that has opened a device cannot fork.
 """
@@ -23,7 +23,7 @@ from .callers import ROOT
 
 LIBRARIES = ("numba", "cupy", "torch", "jax")
 
-#: What each library calls the same thing. `numbers` makes the numbers from 0 on the device.
+#: The same functions in each library. `numbers` creates the numbers from 0 on the device.
 DIALECTS = {
     "numba": """
 import numpy as np
@@ -192,7 +192,8 @@ def a_gpu() -> None:
 
 @pytest.fixture(params=LIBRARIES)
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """Runs a program in this library, and gives the values that it said and what was logged."""
+    """A function that runs a program with this library, and returns the values that it printed and
+    the lines that it logged."""
     library = request.param
     if find_spec(library) is None:
         pytest.skip(f"needs {library}")
@@ -212,7 +213,8 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def gives_its_memory_back() -> Iterator[None]:
-    """No process stays on the device: what its memory holds is what it held before."""
+    """Check that no process stays on the device: afterwards as much of its memory is in use as
+    before."""
     before = _used()
     yield
     end = time.monotonic() + 10
@@ -222,7 +224,7 @@ def gives_its_memory_back() -> Iterator[None]:
 
 
 def _used() -> int:
-    """MiB in use on all devices."""
+    """MiB in use, on all devices together."""
     told = subprocess.run(
         ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True
     )
@@ -234,7 +236,7 @@ SUM = float(SIZE * (SIZE - 1) // 2)
 
 
 def near(value: float, wanted: float) -> bool:
-    """Sums of float32 round."""
+    """Whether two sums are equal, but for the rounding of float32."""
     return abs(value - wanted) < 1e-3 * wanted
 
 
@@ -242,7 +244,7 @@ def test_a_chain_stays_where_its_array_is(run: Any) -> None:
     [[value, seen, pid, device]], logged = run(f"say(result(look(look(look(load({SIZE})))))())")
     assert near(value, SUM)
     assert {who for who, _ in seen} == {pid}
-    assert len({at for _, at in seen}) == 1  # not one copy
+    assert len({at for _, at in seen}) == 1  # it was never copied
     assert device == "0"
     assert logged == []
 
@@ -250,12 +252,12 @@ def test_a_chain_stays_where_its_array_is(run: Any) -> None:
 def test_what_leaves_the_device_is_told(run: Any) -> None:
     [alone, shared], logged = run(f"say(without(double(load({SIZE})))())\na = load({SIZE})\nsay(both(double(a), a)())")
     assert near(alone, 2 * SUM)
-    assert near(shared, 3 * SUM) or near(shared, 4 * SUM)  # doubled where it lies, if both have the one array
+    assert near(shared, 3 * SUM) or near(shared, 4 * SUM)  # it is doubled in place, if both bodies have the same array
     assert f"{4 * SIZE:,} bytes through the host" in logged[0]
 
 
 def test_an_array_of_the_caller_and_for_the_caller(run: Any) -> None:
-    """The caller has a device open: its workers come from a process that has not."""
+    """The caller has opened a device, so its workers are not forked from it."""
     text = f"""
 a = numbers({SIZE})
 say(total(a))
@@ -290,7 +292,7 @@ def test_four_share_a_device(run: Any) -> None:
 
 
 def test_runs_of_a_session_keep_their_device(run: Any) -> None:
-    """What a library has loaded and opened is there for the next run."""
+    """What a library has loaded and opened stays for the next run."""
     text = f"""
 with entangle.session():
     for _ in range(4):
@@ -316,7 +318,7 @@ with entangle.Executor(2) as pool:
 
 
 def test_what_a_hop_costs(run: Any) -> None:
-    """An array of a gigabyte takes no longer from body to body than any value. Prints how long."""
+    """An array of a gigabyte is passed on as fast as a small value. Prints the time."""
     text = """
 from functools import reduce
 chain = reduce(lambda a, _: pass_on(a), range(200), load(1 << 28))
@@ -324,7 +326,7 @@ say(sorted(took(chain)())[100])
 """
     [hop], _ = run(text)
     print(f"{hop * 1e6:.0f} us a hop")
-    assert hop < 0.01  # copying it takes a tenth of a second
+    assert hop < 0.01  # a copy would take a tenth of a second
 
 
 def test_random_numbers_of_torch_are_seeded_anew(run: Any) -> None:

@@ -1,4 +1,4 @@
-"""Servers of the page for tests, with records of their own, and runs for them to show."""
+"""Servers of the web page for tests, with their own records and runs to show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from .callers import ROOT
 
-#: What the page shows in tests. Each word on the command line is a run.
+#: The program that makes the runs. Each word on the command line is a run.
 RUNS = """
     import logging, os, sys, time
     import entangle
@@ -169,8 +169,7 @@ RUNS = """
 
 
 class Page:
-    """A server of the page, in a process of its own, and a browser's view of it without a
-    browser."""
+    """A server of the page in a process of its own, with requests as a browser would send them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -201,13 +200,13 @@ class Page:
         self.base = self.url.partition("?")[0]
 
     def run(self, *words: str) -> None:
-        """Have these runs made."""
+        """Make these runs."""
         subprocess.run(
             [sys.executable, "runs.py", *words], cwd=self.folder, env=self.environment, check=True, timeout=50, stdout=subprocess.DEVNULL
         )
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """Have these runs made, and come back at once. What waits goes on when `go` is called."""
+        """Start these runs, and return at once. Those that wait continue after `go`."""
         return subprocess.Popen(
             [sys.executable, "runs.py", *words],
             cwd=self.folder,
@@ -218,11 +217,11 @@ class Page:
         )
 
     def go(self) -> None:
-        """Let runs that wait go on."""
+        """Let runs that wait continue."""
         (self.folder / "go").touch()
 
     def ask(self, path: str, token: str | None = "", **headers: str) -> tuple[int, dict[str, str], str]:
-        """The answer to a request: status, headers, body. Redirects are not followed."""
+        """Send a request, and return its status, headers and body. Redirects are not followed."""
         if token is not None:
             headers["Authorization"] = f"Bearer {token or self.token}"
         request = urllib.request.Request(self.base.rstrip("/") + path, headers=headers)
@@ -235,17 +234,17 @@ class Page:
                 return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read().decode()
 
     def get(self, path: str) -> Any:
-        """The JSON of a path that answers."""
+        """Return the JSON of a path that must succeed."""
         status, _, body = self.ask(path)
         assert status == 200, (status, body)
         return json.loads(body)
 
     def id_of(self, kind: str) -> str:
-        """The run that was made by this word, the latest one."""
+        """The id of the latest run that was made by this word."""
         return str(self.get(f"/api/runs?query={kind}")["runs"][0]["id"])
 
     def close(self) -> None:
-        """End the server; it must end in good order."""
+        """End the server. It must exit without an error."""
         self._server.terminate()
         try:
             _, complaint = self._server.communicate(timeout=15)
@@ -263,7 +262,7 @@ class _Stay(urllib.request.HTTPRedirectHandler):
 
 @contextmanager
 def served(folder: Path, *words: str) -> Iterator[Page]:
-    """A server with these runs made before."""
+    """A server of the page, with these runs made before."""
     page = Page(folder)
     try:
         if words:

@@ -1,4 +1,4 @@
-"""Pages that show two ways of writing: their lines, and a program of each side that runs them."""
+"""Pages that show two ways to write the same: reads their parts, and runs each side."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from .callers import ROOT
 DOCS = Path(ROOT) / "docs"
 SIDES = ("you wrote", "you write")
 
-#: What a program does with each part: it keeps the value of an expression, or what a block has
-#: assigned, as far as others can read it.
+#: The program keeps the value of each expression, and what each block assigns, if it is plain data.
 _KEEP = """
 import pickle as _pickle
 import sys as _sys
@@ -54,7 +53,7 @@ _NO_RESULTS = {"began", "path"}
 
 
 def parts_of(page: str) -> dict[str, list[Part]]:
-    """What each side of a page shows, in order: rows of tables, and blocks, with their kind."""
+    """The parts of each side of a page, in order: rows of tables and blocks, each with its kind."""
     text = (DOCS / page).read_text(encoding="utf-8")
     found: dict[str, list[Part]] = {side: [] for side in SIDES}
     pattern = r'^```python title="(?P<side>[^"]+)"\n(?P<block>.*?)^```$|^\| `(?P<left>.+?)` \| `(?P<right>.+?)` \|$'
@@ -68,7 +67,7 @@ def parts_of(page: str) -> dict[str, list[Part]]:
 
 
 def unread_code(page: str) -> list[str]:
-    """Code of a page that belongs to neither side, and rows of tables that are not read."""
+    """Code of the page that belongs to neither side, and rows that do not match the pattern."""
     text = (DOCS / page).read_text(encoding="utf-8")
     blocks = [line for line in re.findall(r"^```.+$", text, re.MULTILINE) if line not in (f'```python title="{side}"' for side in SIDES)]
     rows = [line for line in re.findall(r"^\|.*$", text, re.MULTILINE) if line not in ("| you wrote | you write |", "|---|---|")]
@@ -76,7 +75,7 @@ def unread_code(page: str) -> list[str]:
 
 
 def run_side(page: str, side: str, folder: Path, guarded: bool) -> list[Any]:
-    """Run one side of a page as a program. Gives what each part came to.
+    """Run one side of a page as a program. Return the value of each part.
 
     `guarded`: all but definitions stand below `if __name__ == "__main__":`.
     """
@@ -112,7 +111,7 @@ def run_side(page: str, side: str, folder: Path, guarded: bool) -> list[Any]:
 
 
 def compare(page: str, folder: Path) -> int:
-    """Run both sides of a page and compare what they come to. Gives how many parts there are."""
+    """Run both sides of a page, compare their values, and return the number of parts."""
     parts = parts_of(page)
     kinds = [[kind for kind, _ in parts[side]] for side in SIDES]
     assert kinds[0] == kinds[1], f"{page}: a part of one side has none on the other"
@@ -122,6 +121,6 @@ def compare(page: str, folder: Path) -> int:
             both = (one.keys() & other.keys()) - _NO_RESULTS
             assert both or not one, f"nothing to compare in:\n{wrote}\n{write}"
             one, other = ({name: of[name] for name in sorted(both)} for of in (one, other))
-        # Two errors are equal if they look alike.
+        # Errors are equal if their texts are.
         assert one == other or repr(one) == repr(other), f"{wrote}\ngives {one!r}\n{write}\ngives {other!r}"
     return len(left)

@@ -17,8 +17,8 @@ from .ways import missing
 
 
 class Kept(DockerTransport):
-    """A container that stays for the runs of a process. From inside, where there is no docker, it
-    is another Python there."""
+    """A container that stays for all runs of a process. Inside a container, where there is no
+    docker, it is another Python of that container."""
 
     ends_with_run = False
 
@@ -42,7 +42,7 @@ def _found() -> dict[tuple[int, int], str]:
         told = subprocess.run(
             [candidate, "-c", "import sys; print(*sys.version_info[:2], sys.executable)"], capture_output=True, text=True, check=False
         )
-        if told.returncode == 0:  # pyenv's shims are there for versions that are not chosen
+        if told.returncode == 0:  # pyenv has shims also for versions that are not selected
             major, minor, path = told.stdout.strip().split(" ", 2)
             if (int(major), int(minor)) >= (3, 10):
                 found.setdefault((int(major), int(minor)), path)
@@ -50,7 +50,7 @@ def _found() -> dict[tuple[int, int], str]:
 
 
 def far_pythons(same: bool) -> str:
-    """A Python of the version that runs the tests, or one of another version."""
+    """The path of a Python of the same minor version as this one, or of another."""
     here = sys.version_info[:2]
     for version, path in sorted(_found().items()):
         if (version == here) == same:
@@ -60,7 +60,7 @@ def far_pythons(same: bool) -> str:
 
 
 def clock_that_is_off(folder: Path, off: float) -> str:
-    """A line of the shell after which every Python has a clock that is so many seconds off."""
+    """A shell command after which the clock of every Python is so many seconds off."""
     made = folder / f"clock{off:+.0f}"
     made.mkdir()
     (made / "sitecustomize.py").write_text(

@@ -1,4 +1,4 @@
-"""Terminals of our own: a script runs on one, and a screen shows what a person would see there."""
+"""Pseudo-terminals: a script runs on one, and a `Screen` shows what a person would see there."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PART = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([\r\n])|([^\x1b\r\n])", re.DOTA
 
 
 class Screen:
-    """What a terminal of so many columns shows, with all that has scrolled out of it.
+    """What a terminal of that width shows, including what has scrolled out of sight.
 
-    Knows the control codes of a terminal that programs for lines use; any other is an error.
+    It knows the control codes that programs use to redraw lines; any other is an error.
     """
 
     def __init__(self, columns: int) -> None:
@@ -29,7 +29,7 @@ class Screen:
         self.row = self.column = 0
 
     def feed(self, text: str) -> Screen:
-        """Show a text."""
+        """Write a string to the screen."""
         at = 0
         while at < len(text):
             part = _PART.match(text, at)
@@ -84,10 +84,10 @@ class Screen:
 
 
 def on_a_terminal(caller: Caller, columns: int = 120, seen: Callable[[str], object] | None = None, **streams: int) -> str:
-    """Run a script to its good end with a terminal of its own, and give what was written there.
+    """Run a script on a terminal of its own, check that it succeeds, and return its output.
 
-    `streams` go elsewhere. `seen` is called with all that is there so far, as more comes; what it
-    gives, if that is bytes, is typed there.
+    `streams` do not go to the terminal. `seen` is called with all output so far whenever more
+    arrives; bytes that it returns are typed at the terminal.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("hhhh", 24, columns, 0, 0))
@@ -120,5 +120,5 @@ def on_a_terminal(caller: Caller, columns: int = 120, seen: Callable[[str], obje
 
 
 def plain(shown: str) -> str:
-    """What was written to a terminal, without control codes."""
+    """Return the output without control codes."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)

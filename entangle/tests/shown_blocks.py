@@ -1,19 +1,19 @@
-"""Code blocks of pages, and what the page says that they print: read, run, compared.
+"""Code blocks of pages, and the output that the page shows: read, run and compared.
 
-How a block is run is told by its first line, and by a comment of HTML before it:
+The first line of a block, and an HTML comment before it, tell how to run it:
 
-- a `python` block without a title: with all others of its page, in their order, as one program;
-- a `python title="name.py"` block: a program of its own, in a folder that those of the page share;
-- another block with a title: a file in that folder;
-- a `console` block: each line that begins with `$ ` is a command that is run in that folder;
-- `<!-- before: … -->`: lines of Python that the blocks behind it need, and readers do not;
+- a `python` block without a title: one program together with all others of its page, in order;
+- a `python title="name.py"` block: a program of its own, in a directory shared with the others;
+- another block with a title: a file in that directory;
+- a `console` block: each line that begins with `$ ` is a command, run in that directory;
+- `<!-- before: … -->`: lines of Python that the next block needs, and readers do not;
 - `<!-- not run: reason -->`: the next block cannot be run here;
-- `<!-- run by: file of tests -->`: those tests run the blocks of this page that have titles, as
+- `<!-- run by: file of tests -->`: those tests run the titled blocks of this page, as
   `shown_programs.py` does where they need a service.
 
-A `text` block right behind is what is printed. So is a comment behind a `print(…)` that stands in
-one line outside functions: it begins with what the line prints. "…" in it stands for anything on
-the line, and a line of "…" alone for any lines.
+A `text` block right after a block shows its output. So does a comment after a `print(…)` that
+stands on one line outside functions: the comment begins with what the line prints. "…" in it
+stands for anything within the line, and a line of "…" alone for any lines.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _DOCS = Path(ROOT) / "docs"
 #: Seconds that one program of a page may take.
 LONGEST = 100
 
-#: What a program prints between its blocks. No page prints it.
+#: Printed between the blocks of a page. No page prints it.
 _MARK = "@@ shown block"
-#: What it prints around a line that shows what it prints.
+#: Printed before and after a line that shows its output.
 _LINE = "@@ shown line"
 
 _FENCE = re.compile(
@@ -47,8 +47,8 @@ _NOTE = re.compile(r"^ *<!-- (?P<kind>before|not run|run by):\s(?P<said>.*?)-->[
 
 
 def documentation() -> Path:
-    """The folder of the pages. An installed entangle has its tests and no pages: tests are skipped
-    there, or in CI fail."""
+    """The directory of the pages. Only a checkout has it: elsewhere tests are skipped, and in CI
+    they fail."""
     if not _DOCS.is_dir():
         missing("the documentation, which only a checkout has")
     return _DOCS
@@ -56,7 +56,7 @@ def documentation() -> Path:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page: what it is, and what the page says of it."""
+    """A block of a page, with what the page says of it."""
 
     line: int
     """Of its first line of code, from 1."""
@@ -72,7 +72,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Page:
-    """The blocks of a page, and the file of tests that runs those with titles, if one does."""
+    """The blocks of a page, and the file of tests that runs the titled ones, if there is one."""
 
     path: Path
     blocks: list[Block]
@@ -116,7 +116,7 @@ def _dedent(fence: re.Match[str]) -> str:
 
 @dataclass
 class Outcome:
-    """What became of the blocks of a page."""
+    """How the blocks of a page ran."""
 
     run: list[Block] = field(default_factory=list)
     compared: int = 0
@@ -125,7 +125,7 @@ class Outcome:
 
 
 def run_page(page: Page, folder: Path) -> Outcome:
-    """Run what can be run of a page, in `folder`."""
+    """Run the blocks of a page that can be run, in `folder`."""
     outcome = Outcome()
     for block in page.blocks:
         if block.title is not None and block.not_run is None and not page.run_by:
@@ -148,16 +148,16 @@ def run_page(page: Page, folder: Path) -> Outcome:
 
 
 def _is_part(page: Page, block: Block) -> bool:
-    """Whether commands of the page run this file: then it is not run by itself, unless the page
-    shows what it prints."""
+    """Whether commands of the page run this file. It is then not run on its own, unless the page
+    shows its output."""
     return block.printed is None and any(
         other.language == "console" and block.title is not None and block.title in other.code for other in page.blocks
     )
 
 
 def _run_together(page: Page, blocks: list[Block], folder: Path, outcome: Outcome) -> None:
-    """Run blocks as one program. They stand at the lines that they have in the page, so that
-    tracebacks say them."""
+    """Run blocks as one program. Each keeps its line numbers of the page, so that tracebacks show
+    them."""
     lines: list[str] = []
 
     def put(at: int, code: str) -> None:
@@ -167,7 +167,7 @@ def _run_together(page: Page, blocks: list[Block], folder: Path, outcome: Outcom
     for number, block in enumerate(blocks):
         for at, said in block.before:
             put(at, said)
-        # The line of the fence is free.
+        # The line of the fence has no code.
         put(block.line - 1, f'print("{_MARK} {number}", flush=True)')
         put(block.line, _with_marks(block.code))
     program = folder / f"{page.path.stem}_blocks.py"
@@ -186,7 +186,7 @@ def _run_together(page: Page, blocks: list[Block], folder: Path, outcome: Outcom
 
 
 def shown_lines(code: str) -> dict[int, str]:
-    """Lines that print and say in a comment what: the comment by the number of the line."""
+    """Lines that print and show the output in a comment: the comment by the line number."""
     found = {}
     rows = code.splitlines()
     below: list[ast.stmt] = list(ast.parse(code).body)
@@ -237,7 +237,7 @@ def _run_console(page: Page, block: Block, folder: Path, outcome: Outcome) -> No
 
 
 def commands(code: str) -> list[tuple[str, str]]:
-    """The commands of a `console` block, each with what it shows as their output."""
+    """The commands of a `console` block, each with the output that the page shows."""
     found: list[tuple[str, str]] = []
     for line in code.splitlines(keepends=True):
         if line.startswith("$ "):
@@ -258,10 +258,10 @@ def _ended(page: Page, block: Block, done: subprocess.CompletedProcess[str], fol
         outcome.wrong.append(f"{page.name}:{block.line}: exit status {done.returncode}\n{done.stderr[-3000:]}")
     elif block.printed is not None:
         printed = done.stdout + (done.stderr if fails else "")
-        # As it looks to one who works in that folder.
+        # Show paths as a user in that directory would see them.
         _compare(page, block, block.printed, printed.replace(f"{folder}/", ""), outcome)
     for number, said in shown_lines(block.code).items():
-        # Which line has printed it is not known here; that it was printed is.
+        # Which line printed it is unknown here; check only that something printed it.
         outcome.compared += 1
         rows = [row for row in map(str.strip, done.stdout.splitlines()) if row]
         if not any(re.match(_pattern(row, wild=False), said) or re.fullmatch(_pattern(said), row) for row in rows):
@@ -275,7 +275,8 @@ def _compare(page: Page, block: Block, said: str, printed: str, outcome: Outcome
 
 
 def _start(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program as a user would: records and values are its own, and `entangle` is found."""
+    """Run a program as a user would, with its own records and depot, and with `entangle` on
+    PATH."""
     environment = {
         **os.environ,
         "PYTHONPATH": ROOT,
@@ -304,8 +305,8 @@ def _pattern(said: str, wild: bool = True) -> str:
 
 
 def matches(said: str, printed: str) -> bool:
-    """Whether a page tells what was printed. Blanks at the ends of lines do not count, nor do the
-    marks below the lines of a traceback, which each version of Python sets otherwise."""
+    """Whether the output is what a page shows. Trailing spaces do not count, nor do the marks below
+    the lines of a traceback: they differ between versions of Python."""
     said, printed = (re.sub(r"^ +[~^]+ *\n", "", f"{text}\n", flags=re.MULTILINE) for text in (said, printed))
     rows = [row.rstrip() for row in said.strip("\n").splitlines()]
     pattern = "".join(r"(?:[^\n]*\n)*?" if row.strip() == "…" else _pattern(row) + r"\n" for row in rows)

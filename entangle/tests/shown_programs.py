@@ -12,8 +12,8 @@ from .shown_blocks import Block, documentation, matches, read
 
 
 def programs_of(page: str) -> dict[str, Block]:
-    """The programs of a page (by its path below docs/) by their title, each with what it must
-    print."""
+    """The programs of a page (a path below docs/) by title, each with the output that the page
+    shows."""
     found = {block.title: block for block in read(documentation() / page).blocks if block.language == "python"}
     assert None not in found, f"{page}: a program without a title"
     assert all(block.printed is not None for block in found.values()), f"{page}: a program without what it prints"
@@ -21,8 +21,8 @@ def programs_of(page: str) -> dict[str, Block]:
 
 
 def run_shown(page: str, title: str, folder: Path, replaced: Mapping[str, str] | None = None, **environment: str) -> None:
-    """Run one program, with parts of the page replaced, such as names of machines, and compare what
-    it prints. `environment`: variables that it has besides ours."""
+    """Run one program, and compare its output. `replaced` maps strings of the page, such as names
+    of machines, to real ones. `environment` is added to the variables of this process."""
     block = programs_of(page)[title]
     code, printed = block.code, block.printed or ""
     for shown, real in (replaced or {}).items():

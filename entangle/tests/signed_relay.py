@@ -1,6 +1,7 @@
-"""In the place of Amazon Neptune: looks at the signature of each handshake, and passes on what is
-signed by its key to a real Gremlin server. The signature is computed here by what AWS has written
-down (Signature Version 4), not by botocore."""
+"""Stands for Amazon Neptune: checks the signature of each handshake, and relays those that its key
+has signed to a real Gremlin server.
+
+It computes the signature from the specification of AWS (Signature Version 4), without botocore."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ _AUTHORIZATION = re.compile(r"AWS4-HMAC-SHA256 Credential=([^,]+), ?SignedHeader
 
 
 def verdict(handshake: str) -> str:
-    """What is wrong with a signed handshake; empty if nothing is."""
+    """What is wrong with a signed handshake; empty if it is valid."""
     first, *lines = handshake.split("\r\n")
     method, target, _ = first.split(" ")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
@@ -50,7 +51,8 @@ def _hash(text: str) -> str:
 
 
 class SignedRelay:
-    """Listens on the loopback, with TLS if it is given a certificate and its key in a file."""
+    """Listens on the loopback interface, with TLS if given a file with a certificate and its
+    key."""
 
     def __init__(self, gremlin: int, certificate: str | None = None) -> None:
         self._gremlin = gremlin
@@ -60,7 +62,7 @@ class SignedRelay:
             self._context.load_cert_chain(certificate)
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
-        #: What was said of each handshake.
+        #: The verdict on each handshake.
         self.verdicts: list[str] = []
         self._threads: list[threading.Thread] = []
         self._sockets: list[socket.socket] = []
@@ -87,7 +89,7 @@ class SignedRelay:
                 head = b""
                 while b"\r\n\r\n" not in head:
                     block = wire.recv(65536)
-                    if not block:  # somebody who only looked whether we are here
+                    if not block:  # a client that only checked whether the port is open
                         return
                     head += block
                 wrong = verdict(head.partition(b"\r\n\r\n")[0].decode("latin-1"))
