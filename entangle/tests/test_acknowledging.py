@@ -1,4 +1,4 @@
-"""A source that wants to know which of its items have ended is told so, once for each."""
+"""A source that asks for it is told once for each of its items that the item has ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .evidence import wait_until
 
 
 class Told(Iterator[Any]):
-    """An iteration that writes down what it is told."""
+    """An iterator that records what it is told."""
 
     stops_at_once = True
 
@@ -37,7 +37,7 @@ class Told(Iterator[Any]):
         return lambda number, well: self.ended.append((number, well))
 
     def stop(self) -> None:
-        """Nothing waits here."""
+        """`__next__` never blocks here, so there is nothing to stop."""
 
     def close(self) -> None:
         self.closed.set()

@@ -1,5 +1,5 @@
-"""Computing gets no more places than there are CPUs, and waiting costs none, however work comes to
-wait and to compute."""
+"""No more bodies compute at once than there are CPUs, and bodies that wait cost no CPU, whichever
+way they come to compute or to wait."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from entangle.thread import thread
 ITEMS = 8
 CPUS = budget_of(available_cpus())
 
-#: When a body computed: from, to (seconds, of the monotonic clock).
+#: When a body computed: its start and end, in seconds of the monotonic clock.
 Span = tuple[float, float]
 
 
@@ -43,7 +43,7 @@ def burn(clock: Callable[[], float] = time.process_time, seconds: float = 0.15) 
 
 
 def at_once(spans: Iterable[Span]) -> int:
-    """How many computed at once, at most."""
+    """The largest number of bodies that computed at once."""
     known = list(spans)
     assert len(known) >= ITEMS
     return max(sum(began <= moment < ended for began, ended in known) for moment, _ in known)
@@ -151,13 +151,14 @@ def test_a_task_that_waits_and_computes_by_turns_is_known_by_its_first_calls() -
         return burn(seconds=0.1)
 
     gather(*[by_turns(n) for n in range(ITEMS)])()
-    # Each uses about half a CPU, so there may be twice as many as CPUs and all of these may compute
-    # at one moment.
+    # Each uses about half a CPU, so twice as many as CPUs may run, and all of them may compute at
+    # one moment.
     assert at_once(gather(*[by_turns(n) for n in range(2 * ITEMS)])()) <= 2 * CPUS + 1
 
 
 def test_threads_that_wait_for_the_interpreter_do_not_seem_to_wait() -> None:
-    """Other threads of the caller compute as well, so that each has little of the interpreter."""
+    """Other threads of the caller compute as well, so each body holds the interpreter's lock for
+    little of the time."""
 
     @thread
     def compute(number: int) -> Span:
@@ -182,8 +183,8 @@ def test_threads_that_wait_for_the_interpreter_do_not_seem_to_wait() -> None:
 
 
 class Threads:
-    """Threads whose clocks are set by hand, and looks at them: two that compute and one that
-    sleeps."""
+    """Three threads with clocks that the test sets, and the measurements of them: two threads that
+    compute by turns, and one that sleeps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.process = 0
@@ -198,12 +199,12 @@ class Threads:
         monkeypatch.setattr(worker_threads, "demand_of_thread", lambda thread: (self.ran[thread] + self.waited[thread], self.now))
         monkeypatch.setattr(worker_threads, "is_runnable", lambda name: int(name.rpartition("/")[2]) in self.queued)
         self._measured = worker_threads.WorkerThreads()
-        #: What was told of each.
+        #: The shares that each measurement reported, by thread.
         self.told: dict[int, list[float]] = {1: [], 2: [], 3: []}
         self._look(dict.fromkeys(self.told))
 
     def run(self, milliseconds: float, *, computes: int = 0, wakes: int = 0, holds_without_cpu: int = 0) -> None:
-        """Let time pass, then look."""
+        """Let time pass, then measure."""
         span = int(milliseconds * 1e6)
         self.now += span
         if computes:
@@ -231,7 +232,7 @@ def test_a_process_computes_where_any_of_its_threads_does() -> None:
         assert computes.stdout is not None
         computes.stdout.readline()
         until = time.monotonic() + 30
-        # Its first thread wakes now and then, to ask for the interpreter's lock.
+        # Its first thread wakes now and then to request the interpreter's lock.
         while worker_process.is_runnable(str(computes.pid)) or not worker_process.has_runnable(computes.pid):
             assert time.monotonic() < until
         computes.kill()
@@ -252,10 +253,11 @@ def test_a_thread_has_its_turns_before_it_is_said_to_wait(monkeypatch: pytest.Mo
 
 def test_a_thread_that_holds_the_interpreter_and_has_no_cpu_is_seen_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = Threads(monkeypatch)
-    for _ in range(4):  # as long as it is queued, nothing is counted
+    for _ in range(4):  # while it waits for a CPU, nothing is counted
         threads.run(4, holds_without_cpu=1)
         threads.run(4, holds_without_cpu=1, wakes=2)
-    threads.waited[1] += 32_000_000  # it has got a CPU, and has left the interpreter to whoever looks
+    # It has got a CPU at last, and has released the interpreter's lock to the thread that measures.
+    threads.waited[1] += 32_000_000
     threads.run(4, computes=1, wakes=2)
     threads.run(4, computes=2)
     assert min(threads.told[1] + threads.told[2]) > 0.9
@@ -264,7 +266,7 @@ def test_a_thread_that_holds_the_interpreter_and_has_no_cpu_is_seen_to_compute(m
 
 
 def test_a_thread_has_its_turns_among_those_of_the_caller_where_others_keep_the_cpus_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process has half a CPU, and those of the caller have most of that."""
+    """The process gets half a CPU, and threads of the caller take most of that."""
     threads = Threads(monkeypatch)
     threads.turns.threads, threads.turns.stirring = 5.0, 5
     for _ in range(8):
@@ -295,7 +297,7 @@ def test_bodies_that_only_wait_all_wait_at_once(carrier: Any) -> None:
 
 
 def spin_until(path: str) -> bool:
-    """Compute until there is a file."""
+    """Compute until the file exists."""
     while not os.path.exists(path):
         pass
     return True
@@ -340,8 +342,8 @@ def test_a_run_that_computes_until_another_run_is_over_does_not_keep_it_out(tmp_
 
 
 def test_bodies_of_one_run_that_wait_for_each_other_all_get_their_turn() -> None:
-    """A body that looks for something over and over, as it seems to compute, does not keep those
-    out that it looks for."""
+    """A body that polls for something seems to compute. It must not keep out the bodies that it
+    waits for."""
 
     @process
     def ask(path: str) -> str:

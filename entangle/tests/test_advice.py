@@ -1,4 +1,4 @@
-"""What errors say to those who write it as in another library, or in another place."""
+"""Error texts for users who write as in another library, or at the wrong place."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def doubled(n: int) -> int:
 
 
 price: Any = Shop().price
-#: Without the types: what is written below is wrong on purpose.
+#: Untyped, because what is written below is wrong on purpose.
 untyped: Any = square
 untyped_shown: Any = shown
 untyped_timed: Any = timed
@@ -257,7 +257,7 @@ def test_other_attributes_stay_plain(of: Any) -> None:
 
 
 def test_modules_are_attributes_of_the_package() -> None:
-    """And classes, whose names are public."""
+    """Classes with public names are, too."""
     asked = (
         f"import sys, entangle; print(*[getattr(entangle, name).__name__ for name in {sorted(entangle._MODULES)}]); "
         "print(entangle.Session, entangle.Executor, entangle.executor.BrokenExecutorError)"
@@ -279,7 +279,7 @@ def test_modules_are_attributes_of_the_package() -> None:
         "session",
         "tags",
     }
-    # Checkers are told of each by a line of its own.
+    # Type checkers learn of each from a line of its own.
     source = Path(ROOT, "entangle", "__init__.py").read_text(encoding="utf-8")
     assert all(f"    from entangle import {name} as {name}\n" in source for name in entangle._MODULES)
     assert all(f" import {name}\n" in source for name in entangle._CLASSES)

@@ -1,4 +1,4 @@
-"""`as_completed`: futures of several calls of one graph, in the order in which they are done."""
+"""`as_completed`: futures of several calls of one graph, in the order in which they finish."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def square(x: int) -> int:
 
 @process
 def after(path: str, value: Any = None) -> Any:
-    """Waits for a file with something in it."""
+    """Wait until the file has a line, then return the value."""
     wait_until(lambda: notes(path))
     return value
 
@@ -60,7 +60,7 @@ def hang(path: str) -> None:
 
 
 def gone(path: Path) -> None:
-    """The process whose number is in the file is gone."""
+    """Wait until the process whose number is in the file is gone."""
     (pid,) = pids_in(path)
     wait_until(lambda: not alive(pid))
 

@@ -32,7 +32,7 @@ def log(tmp_path: Path) -> str:
 
 
 async def until(condition: Any) -> None:
-    """Wait in the loop until something holds."""
+    """Wait in the event loop until the condition holds."""
     for _ in range(4000):
         if condition():
             return
@@ -57,7 +57,7 @@ def test_awaiting_twice_runs_twice(log: str) -> None:
 
 
 def test_the_loop_goes_on_meanwhile(log: str) -> None:
-    """The body waits for something that only the loop can do."""
+    """The body waits for something that only the event loop can do."""
 
     @process
     def wait(path: str) -> int:
@@ -166,7 +166,7 @@ def test_a_deadline_while_awaiting(log: str) -> None:
 
 
 def test_calling_instead_of_awaiting_works_too() -> None:
-    """It blocks the loop, as any function would, and gives the value."""
+    """It blocks the event loop, as any function would, and returns the value."""
 
     async def main() -> int:
         return int(add(num(1), 2)()) + int(await add(num(1), 2))

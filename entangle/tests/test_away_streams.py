@@ -1,5 +1,5 @@
-"""Calls over streams that are away: they cost no thread here, and what happens to one place is
-nothing to another."""
+"""Calls that run elsewhere over a stream: they occupy no thread here, and a fault of one place does
+not affect another."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -33,7 +33,7 @@ from .services import given
 from .services.hosts import Hosts
 from .ways import by_ssh, needed
 
-#: More than the calling thread, the away worker, the watcher, and two that tests may have.
+#: More than the calling thread, the away worker, the watcher and two threads of tests.
 FEW_THREADS = 8
 
 
@@ -49,18 +49,18 @@ def log(tmp_path: Path) -> str:
 
 @pytest.fixture
 def go(tmp_path: Path) -> Path:
-    """A file that lets bodies go on, once it is there."""
+    """A file that lets bodies continue once it exists."""
     return tmp_path / "go"
 
 
 def another() -> Any:
-    """Another place than `interpreter` alone: a Python of another version."""
+    """A place other than that of plain `interpreter`: a Python of another version."""
     return interpreter(python=far_pythons(same=False))
 
 
 @pytest.fixture(scope="session")
 def hosts() -> Hosts:
-    """The three hosts, for all tests that need one."""
+    """The three hosts, shared by all tests that need one."""
     return given.shared_hosts()
 
 
@@ -192,7 +192,8 @@ def test_a_place_that_is_not_there_fails_each_call(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_stopped_in_a_large_argument_holds_up_no_other(log: str) -> None:
-    """The agent there takes nothing more, while one elsewhere has all its calls done."""
+    """One agent stops reading in the middle of a large argument. Meanwhile another agent finishes
+    all its calls."""
     stopped, other = interpreter(size), another()(bodies.inc)
     agent = interpreter(os.getpid)()()
     other(1)()
@@ -227,7 +228,7 @@ def test_a_run_that_is_cancelled_takes_back_a_thousand_calls(log: str, go: Path,
     assert begun < 1000
     go.touch()
     assert there.starmap([(log, str(go), number) for number in range(2)])() == [0, 1]
-    assert len(notes(log)) == begun + 2  # nothing of the first run goes on
+    assert len(notes(log)) == begun + 2  # nothing of the first run continues
     wait_until(lambda: threading.active_count() == 1)
 
 
@@ -272,7 +273,7 @@ def test_a_child_that_is_forked_meanwhile_has_channels_of_its_own(log: str, go: 
     running.start()
     wait_until(lambda: len(notes(log)) == 20)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the process has threads is the matter here
+        warnings.simplefilter("ignore")  # that the process has threads is intended here
         child = os.fork()
     if not child:
         try:
@@ -315,7 +316,7 @@ def test_two_runs_at_once_share_the_watcher(log: str, go: Path) -> None:
 
 
 def test_a_thread_that_waits_and_calls_that_are_away_share_an_agent() -> None:
-    """A stream of the calling thread's own, while another run leads for the same channel."""
+    """A thread waits on a channel that is at the same time the channel of another run."""
     same = interpreter(bodies.same)
     over = threading.Event()
     wrong: list[Any] = []

@@ -1,12 +1,12 @@
-"""The promises of a run, over every way to run it: fork, forkserver, spawn, and with a second
+"""What every run guarantees, in every way to run it: fork, forkserver, spawn, and with a second
 thread in the caller.
 
-Those marked `near` speak of this machine alone; those marked `everywhere` are also run in places
-that are there to be different (another version of Python, a container). The rest run on another
-host too, and as drills by spawn and in another Python of this version.
+Tests marked `near` concern this machine alone. Those marked `everywhere` also run in the places
+whose purpose is to differ (another version of Python, a container). The rest also run on another
+host; and, as drills, by spawn and in another Python of the same version.
 
-Nothing in here asks how long something took. Functions are written at the level of a module, as
-closures, as lambdas and as methods, since each of these travels differently."""
+No test here depends on how long something takes. Functions are written at module level, as
+closures, as lambdas and as methods, since each of these is transferred in another way."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -106,7 +106,7 @@ def test_a_call_takes_more_arguments_when_it_is_called(way: Way) -> None:
     describe = way.process(bodies.describe)
     call = describe(1)
     assert call(2, k=4, z=5) == "a=1 b=2 rest=() k=4 more=[('z', 5)]"
-    assert call() == "a=1 b=20 rest=() k=3 more=[]"  # the call itself has not changed
+    assert call() == "a=1 b=20 rest=() k=3 more=[]"  # calling it has not changed the call
     one = way.process(bodies.one)
     assert call(one(), 3, k=one()) == "a=1 b=1 rest=(3,) k=1 more=[]"
 
@@ -173,7 +173,7 @@ def test_a_container_keeps_its_calls_for_the_next_run(way: Way) -> None:
 
 @pytest.mark.everywhere
 def test_any_value_is_a_value(way: Way) -> None:
-    """As an argument, as a result, and on the way between two tasks."""
+    """A value may be an argument, a result, and passed between two tasks."""
     same = way.process(bodies.same)
     assert same(same([same(value) for value in VALUES]))() == VALUES
     for value in VALUES[:9]:
@@ -201,7 +201,7 @@ def test_a_huge_value(way: Way) -> None:
 
 @pytest.mark.near
 def test_many_values_of_middle_size(way: Way) -> None:
-    """More than fits where small values are kept at first."""
+    """More than fits into the area in which small values are stored at first."""
     same, gather = way.process(bodies.same), way.process(bodies.gather)
     parts = [bytes([i]) * 40_000 for i in range(60)]
     values, _ = gather(*(same(same(part)) for part in parts))()
@@ -215,7 +215,7 @@ def test_numpy_arrays(way: Way) -> None:
     array = numpy.arange(200_000, dtype="float64")
     result = add(same(array), same(array))()
     assert (result == 2 * array).all()
-    result[0] = 9  # writable
+    result[0] = 9  # it can be written to
     assert array[0] == 0
 
 
@@ -247,7 +247,7 @@ def test_wrong_arguments_are_told_at_once(way: Way) -> None:
     with pytest.raises(TypeError, match=r"add.*b"):
         add(1)
     with pytest.raises(TypeError, match="one"):
-        one()(5)  # arguments added when the call is called must fit as well
+        one()(5)  # arguments added when the call is called must fit too
 
 
 # --- kinds of functions ---------------------------------------------------------------------------
@@ -407,8 +407,7 @@ def test_threads_and_processes_in_one_graph(way: Way) -> None:
 
 
 def test_waiting_bodies_hold_nobody_up(way: Way, tmp_path: Path) -> None:
-    """Each waits for all the others to have begun: with too few workers, nobody would ever get
-    on."""
+    """Each body waits until all others have begun: with too few workers, none would ever finish."""
     log = str(tmp_path / "log")
     meet, gather = way.process(bodies.meet), way.process(bodies.gather)
     number = 16 if way.start != "spawn" else 8
@@ -428,7 +427,7 @@ def test_workers_are_shared_by_the_calls_of_a_run(way: Way) -> None:
 
 @pytest.mark.near
 def test_a_worker_is_gone_after_its_run(way: Way) -> None:
-    """But for one of a session, which waits for the next run."""
+    """Except that of a session, which waits for the next run."""
     pid = way.process(bodies.pid)()()
     if way.session:
         assert way.process(bodies.pid)()() == pid
@@ -500,7 +499,7 @@ def test_random_numbers_differ_between_workers(way: Way, tmp_path: Path) -> None
 
 
 def test_a_body_runs_in_the_main_thread_of_its_worker(way: Way) -> None:
-    """So that it may set signal handlers, as programs do."""
+    """So it may set signal handlers, as programs do."""
 
     @way.process
     def main() -> bool:
@@ -580,7 +579,7 @@ def test_what_the_error_of_an_error_was(way: Way) -> None:
 
 
 def test_the_first_failure_ends_the_run(way: Way, tmp_path: Path) -> None:
-    """What runs is stopped, what waits never starts."""
+    """What runs is stopped, and what waits never starts."""
     log, after = str(tmp_path / "log"), str(tmp_path / "after")
     gather, noted = way.process(bodies.gather), way.process(bodies.noted)
     lingering = way.process(bodies.linger)(log)
@@ -608,8 +607,8 @@ def test_after_a_failure_the_call_can_be_called_again(way: Way, tmp_path: Path) 
 
 
 def test_an_error_of_a_local_class(way: Way) -> None:
-    """Where the class can travel, it arrives as itself; where it cannot, the error names it. Never
-    a hang."""
+    """If the class can be pickled, the error arrives as itself; otherwise the error names it. The
+    run never hangs."""
 
     class Mine(Exception):
         pass
@@ -626,7 +625,7 @@ def test_an_error_of_a_local_class(way: Way) -> None:
 
 @pytest.mark.everywhere
 def test_an_error_that_cannot_be_pickled(way: Way) -> None:
-    """It arrives as what it is, without what does not travel."""
+    """It arrives with its own class, without the parts that cannot be pickled."""
     with pytest.raises(bodies.HoldsALock, match="held") as caught:
         way.process(bodies.raise_lock)()()
     assert "lock" not in vars(caught.value)
@@ -637,7 +636,7 @@ def test_an_error_that_cannot_be_pickled(way: Way) -> None:
 
 @pytest.mark.everywhere
 def test_an_error_that_refuses_attributes(way: Way) -> None:
-    """Where it passes and what is said of it are not to be assigned to it."""
+    """The engine sets no attribute on the error, yet the error tells where it came from."""
     one, fail = way.process(bodies.one), way.process(bodies.raise_frozen)
     for call in (fail(3), way.process(bodies.pair)(one(), fail(3))):
         with pytest.raises(bodies.Frozen) as caught:
@@ -664,8 +663,8 @@ def test_a_value_that_cannot_be_pickled(way: Way) -> None:
 
 
 def test_an_argument_that_cannot_be_pickled(way: Way) -> None:
-    """By fork it need not travel, and just works, also from within a session. Where it has to, the
-    error names the task and the argument."""
+    """By fork, also in a session, it is not pickled, and works. Where it must be pickled, the error
+    names the task and the argument."""
     lock = threading.Lock()
 
     @way.process
@@ -728,7 +727,7 @@ def test_retry_used_up(way: Way, tmp_path: Path) -> None:
 
 
 def test_retry_survives_the_death_of_the_worker(way: Way, tmp_path: Path) -> None:
-    """The arguments are there for the second attempt too: they are not made again."""
+    """The arguments are kept for the second attempt, and not computed again."""
     log, made = str(tmp_path / "log"), str(tmp_path / "made")
     argument = way.process(bodies.noted)(made, list(range(1000)))
     assert way.process(retry=3)(bodies.die_until)(log, 3, argument)() == list(range(1000))
@@ -957,7 +956,7 @@ def test_an_error_deep_in_nested_runs(way: Way) -> None:
 def test_a_deadline_reaches_nested_runs(way: Way, tmp_path: Path) -> None:
     linger = way.process(bodies.linger)
 
-    # A busy machine may take longer to come to the nested body: then once more, with more time.
+    # A busy machine may need longer to begin the nested body: then try again with more time.
     for seconds in (0.5, 2, 8, 32) if way.here else (2, 8, 32):
         log = str(tmp_path / f"log-{seconds}")
 
@@ -1058,7 +1057,7 @@ def test_await(way: Way) -> None:
 
 @pytest.mark.everywhere
 def test_several_runs_at_once(way: Way, tmp_path: Path) -> None:
-    """Two runs that wait for each other: started together, they are together."""
+    """Two runs that wait for each other run at the same time."""
     log = str(tmp_path / "log")
     meet = way.process(bodies.meet)
     first, second = meet(log, 2)(proc=True), meet(log, 2)(proc=True)

@@ -1,5 +1,5 @@
-"""The page in a real browser: what a user sees and does, by mouse and by keyboard, in the light and
-in the dark, on a wide screen and on a telephone."""
+"""The page in a real browser: what a user sees and does, by mouse and by keyboard, in light and
+dark, on a wide screen and on a phone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .pages import Page, served
 
 
 def _browser() -> str | None:
-    """Where a Chromium is, as `.ci/browser where` tells."""
+    """The path of a Chromium, as `.ci/browser where` finds it."""
     names = (os.environ.get("ENTANGLE_BROWSER", ""), "chromium", "chromium-browser", "google-chrome")
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
@@ -42,8 +42,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @contextmanager
 def looking(page: Page, path: str = "", **view: Any) -> Iterator[Any]:
-    """A tab of a browser of its own. Whatever the page complains of in the console fails the
-    test."""
+    """A tab in a browser of its own. Any error or warning in the console fails the test."""
     from playwright.sync_api import sync_playwright
 
     complaints: list[str] = []
@@ -67,18 +66,18 @@ def looking(page: Page, path: str = "", **view: Any) -> Iterator[Any]:
 
 
 def drawn(tab: Any) -> None:
-    """Wait until the graph is there."""
+    """Wait until the graph is drawn."""
     tab.wait_for_selector(".stage[data-ready]")
 
 
 def labels(tab: Any) -> list[str]:
-    """What stands on the nodes of the graph."""
+    """The labels of the nodes of the graph."""
     found: list[str] = tab.evaluate("entangleGraph.nodes().map(node => node.data('text')).sort()")
     return [re.sub(r"[\d.]+ (µs|ms|s)\b", "TIME", text).replace("\n", " ") for text in found]
 
 
 def at(tab: Any) -> str:
-    """The node at which the keyboard is."""
+    """The node that has the keyboard focus."""
     return str(tab.get_attribute(".stage", "aria-label"))
 
 
@@ -129,7 +128,7 @@ def test_everything_can_be_done_with_the_keyboard(page: Page) -> None:
         tab.keyboard.press("Enter")
         drawn(tab)
         tab.focus(".stage")
-        tab.keyboard.press("ArrowDown")  # from nowhere: the top
+        tab.keyboard.press("ArrowDown")  # with nothing selected, this selects the top node
         assert at(tab).startswith("add(7, 3), ✓")
         assert at(tab).endswith(", done")
         tab.keyboard.press("ArrowDown")
@@ -278,7 +277,7 @@ def test_texts_and_signs_stand_out_from_their_ground(page: Page, scheme: str) ->
         bars = tab.evaluate("import('./dom.js').then(dom => [0, 1, 2, 3, 4, 5, 6, 7, 8, 9].map(dom.colour))")
 
         def contrast(one: str, other: str) -> float:
-            # As in WCAG 2.2, https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
+            # The definition of WCAG 2.2: https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio
             high, low = sorted((_luminance(tab, one), _luminance(tab, other)), reverse=True)
             return (high + 0.05) / (low + 0.05)
 
@@ -318,7 +317,7 @@ def test_a_graph_of_ten_thousand_nodes_is_drawn_by_task_and_never_freezes_the_pa
             "add \N{MULTIPLICATION SIGN}4,999 ✓ 4,999",
             "num \N{MULTIPLICATION SIGN}5,000 ✓ 5,000",
         ]
-        # How long the page has been deaf, in milliseconds: the longest time between two frames.
+        # The longest time between two frames in milliseconds, in which the page did not react.
         tab.evaluate(
             "() => { window.deaf = 0; let last = performance.now();"
             " const look = () => { const now = performance.now(); window.deaf = Math.max(window.deaf, now - last); last = now;"
@@ -334,7 +333,7 @@ def test_a_graph_of_ten_thousand_nodes_is_drawn_by_task_and_never_freezes_the_pa
         tab.keyboard.press("t")
         tab.wait_for_selector("canvas[data-ready]")
         assert int(tab.get_attribute("canvas", "data-bars")) < 9999
-        # No measurement: a page that laid out ten thousand nodes would be deaf for minutes.
+        # Not a benchmark: a page that laid out ten thousand nodes would block for minutes.
         assert tab.evaluate("window.deaf") < 10_000
         tab.keyboard.press("n")
         tab.wait_for_selector("tr.row")

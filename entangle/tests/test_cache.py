@@ -1,4 +1,4 @@
-"""`cache=True`: a value that was computed once is found again, by whichever process, on any day."""
+"""`cache=True`: a value that was computed once is found again, by any process, on any day."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 
 class Programs(WaitingPrograms):
-    """Runs of one program on one depot."""
+    """Runs of one program with one depot."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, _PROGRAM)
@@ -107,7 +107,7 @@ def test_when_the_one_that_computes_is_killed_another_goes_on(programs: Programs
 
 @pytest.fixture
 def depot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A depot of the test's own."""
+    """A depot for this test alone."""
     monkeypatch.setenv("ENTANGLE_DEPOT", str(tmp_path / "depot"))
     return tmp_path / "depot"
 
@@ -162,7 +162,7 @@ def test_the_value_is_given_where_the_depot_cannot_be_written_to(programs: Progr
     out, error = programs.run(3)
     assert out == "[3, 'value']\n"
     assert f"the depot {programs.depot} cannot be read (Not a directory)" in error
-    assert error.count("\n") == 2  # and cannot be written to
+    assert error.count("\n") == 2  # the other line: it cannot be written to
 
 
 def test_the_value_is_given_where_there_is_no_room(depot: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,7 +198,7 @@ def test_a_value_that_cannot_be_pickled_is_given_and_a_warning_says_so(caplog: p
 
 
 class Unloadable:
-    """Pickled, but whoever loads it fails."""
+    """An object that can be pickled but not unpickled."""
 
     def __reduce__(self) -> Any:
         return int, ("no number",)
@@ -263,7 +263,7 @@ def test_the_least_used_values_go_when_the_depot_is_full(depot: Path, tmp_path: 
     kept = noise(0)()
     for n in range(1, 40):
         noise(n)()
-        for value in depot.glob("values/*/*"):  # as if days had passed
+        for value in depot.glob("values/*/*"):  # as if each had last been used long ago
             used = value.stat().st_atime - 100
             os.utime(value, (used, value.stat().st_mtime))
         assert noise(0)() == kept
@@ -312,11 +312,11 @@ def test_a_depot_that_others_may_write_to_is_refused_without_a_key(depot: Path, 
 
 
 def test_a_large_value_that_another_user_changes_is_not_loaded(depot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it was compared before, and its time is as it was."""
+    """The value was already compared once, and its modification time is restored."""
     monkeypatch.setenv("ENTANGLE_KEY", "a secret")
     depot.mkdir()
     depot.chmod(0o777)
-    honest = os.urandom(1 << 20)  # nothing to compress
+    honest = os.urandom(1 << 20)  # random, so that it is not compressed
     kept = thread(cache=True)(bytes)
     assert [kept(honest)(), kept(honest)()] == [honest] * 2
     (path,) = depot.glob("values/*/*")
@@ -375,8 +375,8 @@ def test_a_child_that_a_body_has_forked_does_not_hold_the_key(programs: Programs
 
 
 def test_who_waits_for_another_lends_its_cookie(tmp_path: Path) -> None:
-    """Else two calls of one key, the first of which waits for a cookie in a nested run, would wait
-    for each other for ever."""
+    """Otherwise two calls of one key deadlock if the first of them waits for a cookie in a nested
+    run."""
     program = tmp_path / "program.py"
     program.write_text(_LENDS)
     done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, timeout=50, check=False)
@@ -384,8 +384,8 @@ def test_who_waits_for_another_lends_its_cookie(tmp_path: Path) -> None:
 
 
 def test_a_body_that_needs_a_call_with_its_own_key_has_it(tmp_path: Path) -> None:
-    """What is ignored may count down. The body may be in this process, or in a worker of a nested
-    run."""
+    """An ignored argument may count down. The body may run in this process, or in a worker of a
+    nested run."""
     program = tmp_path / "program.py"
     program.write_text(_RECURS)
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=50, check=False)
@@ -636,7 +636,7 @@ def test_a_hit_starts_nothing(tmp_path: Path, runs: list[list[str]]) -> None:
 
 @pytest.mark.parametrize("way", ["proc", "await"])
 def test_what_is_left_after_hits_is_run_for_its_caller(tmp_path: Path, way: str) -> None:
-    """It ends with the body that has called it, in whichever thread it is run."""
+    """It ends with the body that called it, whichever thread runs it."""
 
     @process(cache=True)
     def kept() -> int:
@@ -762,7 +762,7 @@ def test_generators_cannot_be_remembered(caplog: pytest.LogCaptureFixture) -> No
 
 
 def entangle_cache(*words: object) -> tuple[int, Any]:
-    """A command, and what it prints as JSON."""
+    """Run a command, and return its status and its JSON output."""
     done = subprocess.run(
         [sys.executable, "-m", "entangle", "cache", *map(str, words), "--json"], capture_output=True, text=True, timeout=50, check=False
     )
@@ -771,7 +771,7 @@ def entangle_cache(*words: object) -> tuple[int, Any]:
 
 
 def entangle_cache_error(*words: object) -> str:
-    """What a command that fails says."""
+    """Return what a failing command writes to stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "entangle", "cache", *map(str, words)], capture_output=True, text=True, timeout=50, check=False
     )
@@ -831,7 +831,7 @@ def test_as_completed_gives_what_is_there_and_runs_the_rest(depot: Path, tmp_pat
 
 
 def test_a_hit_starts_nothing_after_a_durable_run(tmp_path: Path, runs: list[list[str]]) -> None:
-    importlib.import_module("entangle._tasks.durable")  # as the block does
+    importlib.import_module("entangle._tasks.durable")  # `entangle.durable` imports it
     noted = process(cache=True)(bodies.noted)
     log = str(tmp_path / "log")
     assert [noted(log, 1)() for _ in range(3)] == [1] * 3

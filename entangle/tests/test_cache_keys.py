@@ -1,5 +1,4 @@
-"""`cache=True` gives a remembered value where nothing that the task uses has changed, and nowhere
-else."""
+"""`cache=True` returns a remembered value exactly if nothing that the task uses has changed."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from entangle.errors import CacheKeyError
 from entangle.process import process
 from entangle.thread import thread
 
-#: What a module has, the change to it, and what its task gives before and after.
+#: The text of a module, a change to it, and the values of its task before and after.
 CHANGES = {
     "a helper": ("def h(x): return x\ndef f(x): return h(x)", "def h(x): return x + 1", 1, 2),
     "a helper's helper": ("def g(x): return x\ndef h(x): return g(x)\ndef f(x): return h(x)", "def g(x): return x + 1", 1, 2),
@@ -79,7 +78,7 @@ CHANGES = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes a module of the user's own of a text, beside others; removes them again."""
+    """Makes modules from texts, beside other modules of the user. Removes them afterwards."""
     number = sum(map(ord, str(tmp_path)))
     other, package = f"other_{tmp_path.name}{number}", f"package_{tmp_path.name}{number}"
     (tmp_path / f"{other}.py").write_text("N = 1\ndef h(x): return x\ndef g(x): return x + N\n")
@@ -113,7 +112,8 @@ def test_a_value_is_not_remembered_when_this_has_changed(change: str, project: A
     assert [cached(1)(), cached(1)()] == [before, before]
     exec(project.named(then), vars(module))
     assert cached(1)() == after
-    assert process(cache=True)(module.f)(1)(start="fork") == after  # others import the file, which has not changed
+    # By another start, workers would import the file, which has not changed.
+    assert process(cache=True)(module.f)(1)(start="fork") == after
 
 
 _SEEDS = """
@@ -155,8 +155,7 @@ if __name__ == "__main__":
 
 
 def test_one_call_is_one_key_in_every_process(tmp_path: Path) -> None:
-    """Whatever the hash seed is, however the worker was started, whichever arguments are written
-    out."""
+    """The hash seed, the way to start workers, and spelled-out default arguments do not matter."""
     script = tmp_path / "script.py"
     script.write_text(_SEEDS)
     ran = subprocess.run([sys.executable, script, tmp_path / "ran"], capture_output=True, text=True, timeout=100)
@@ -165,7 +164,7 @@ def test_one_call_is_one_key_in_every_process(tmp_path: Path) -> None:
 
 def test_comments_positions_and_docstrings_do_not_count(project: Any) -> None:
     module = project("lasts = []\ndef h(x): return x\ndef f(x):\n  lock.ran.set()\n  return h(x)")
-    module.lock = threading.Event()  # no part of the value
+    module.lock = threading.Event()  # not part of the key
     module.lock.ran = ran = threading.Event()
     thread(cache=True)(module.f)(1)()
     assert ran.is_set()

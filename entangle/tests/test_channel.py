@@ -1,5 +1,5 @@
-"""Calls over a stream to an agent, whatever place it is in: what travels, what is shared, what
-happens when something dies."""
+"""Calls over a stream to an agent, in any place: what is transferred, what is shared, and what
+happens when a process dies."""
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -76,7 +76,7 @@ def test_threads_that_come_first_together_start_one_agent() -> None:
 
 
 def test_many_calls_are_in_flight_at_a_time(tmp_path: Path) -> None:
-    """Each waits for all the others to have begun."""
+    """Each body waits until all others have begun."""
     meet = interpreter(bodies.meet)
     pids = together(*(meet(str(tmp_path / "log"), 100) for _ in range(100)))()
     assert len(set(pids)) == 1
@@ -145,7 +145,7 @@ def test_what_is_printed_comes_with_place_and_call_path(python: str, capfd: pyte
 
 
 def shown(text: str) -> list[str]:
-    """The lines, without their places."""
+    """The lines without their prefix, which names the place."""
     return [line.partition("] ")[2] for line in text.split("\n")[:-1]]
 
 
@@ -162,7 +162,7 @@ def test_words_of_a_bodys_thread_are_not_lost(python: str, capfd: pytest.Capture
 
 
 def test_words_of_a_thread_come_with_the_call_that_it_belongs_to(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """While another call goes on, whose own half line stays whole."""
+    """The incomplete line of another call, which continues meanwhile, stays in one piece."""
 
     @interpreter
     def ends() -> None:
@@ -227,7 +227,7 @@ def test_what_is_printed_to_is_a_file(python: str, capfd: pytest.CaptureFixture[
 
 def test_characters_come_whole_however_they_were_written(python: str, capfd: pytest.CaptureFixture[str]) -> None:
     line = "é€😀" * 3333
-    text = f"{line}\n" * 20  # more than is read at once, on either side
+    text = f"{line}\n" * 20  # more than one read returns, on either side
     long = "€" * 100_000
 
     @interpreter(python=python)
@@ -244,7 +244,7 @@ def test_characters_come_whole_however_they_were_written(python: str, capfd: pyt
     in_pieces(text)()
     assert sorted(shown(capfd.readouterr().out)) == sorted(["view", "é", "€"] + [line] * 40)
     interpreter(python=python)(lambda text: subprocess.run(["cat"], input=text.encode(), check=True).returncode)(long)()
-    assert "".join(shown(capfd.readouterr().out)) == long  # in pieces, since nothing says that it will end
+    assert "".join(shown(capfd.readouterr().out)) == long  # in pieces, since nothing tells that the line will end
 
 
 def test_signs_that_only_python_takes_for_the_end_of_a_line(python: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -301,7 +301,7 @@ def test_programs_that_a_body_starts_may_print_too(capfd: pytest.CaptureFixture[
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package of the user's own, beside the script."""
+    """A package of the user, beside the script."""
     package = tmp_path / "ourproject"
     package.mkdir()
     (package / "__init__.py").write_text("from .shapes import Square\n")
@@ -370,7 +370,7 @@ def test_a_module_with_compiled_parts_is_named(python: str) -> None:
 
 
 def test_files_of_a_module_that_came_over_the_stream(python: str, project: Path) -> None:
-    """They are not sent: it is one clear error, whichever way they are looked for."""
+    """They are not sent. Whichever way a program looks for them, it gets one clear error."""
     data = project / "ourproject" / "deep"
     data.mkdir()
     (data / "shape.txt").write_text("round")
@@ -414,7 +414,8 @@ def test_files_of_a_module_that_came_over_the_stream(python: str, project: Path)
     def by_name() -> str:
         import ourproject
 
-        os.rename(os.path.dirname(ourproject.__file__), os.path.dirname(ourproject.__file__) + "-gone")  # as if it were another machine
+        # As on another machine.
+        os.rename(os.path.dirname(ourproject.__file__), os.path.dirname(ourproject.__file__) + "-gone")
         return open(os.path.join(os.path.dirname(ourproject.__file__), "deep", "shape.txt")).read()
 
     with pytest.raises(FileNotFoundError) as caught:
@@ -549,7 +550,8 @@ def test_an_agent_that_died_while_nobody_looked() -> None:
     pid = interpreter(bodies.pid)
     first = pid()()
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: not alive(first) and len(os.listdir(f"/proc/{first}/task")) == 1)  # the last of its threads closes the pipe
+    # The pipe is open until the last thread has exited.
+    wait_until(lambda: not alive(first) and len(os.listdir(f"/proc/{first}/task")) == 1)
     assert pid()() != first
 
 
@@ -608,7 +610,7 @@ def test_a_worker_there_that_dies_is_named_and_the_agent_lives() -> None:
 
 
 def test_an_agent_that_says_nothing_any_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As if the connection were cut without a word."""
+    """As if the connection were cut silently."""
     monkeypatch.setenv("ENTANGLE_SILENCE", "0.4")
     log = str(tmp_path / "log")
 
@@ -616,7 +618,7 @@ def test_an_agent_that_says_nothing_any_more(monkeypatch: pytest.MonkeyPatch, tm
     def freezes(log: str) -> None:
         note(log, os.getpid())
         os.kill(os.getpid(), signal.SIGSTOP)
-        threading.Event().wait(60)  # the thread that stops its process may be the last to hear of it
+        threading.Event().wait(60)  # the thread that stops its process may run for a moment longer
 
     with pytest.raises(LinkLostError, match=r"silent for 0\.4 s"):
         freezes(log)()
@@ -666,7 +668,7 @@ def test_a_deadline_above_ends_the_process_there(tmp_path: Path) -> None:
         note(log, os.getpid())
         threading.Event().wait(60)
 
-    interpreter(process(bodies.one))()()  # else the second is spent on starting
+    interpreter(process(bodies.one))()()  # else starting takes the whole second
     with pytest.raises(ThreadTimeoutException):
         lingers(log)()
     wait_until(lambda: not alive(pids_in(log)[0]), 5.0)
@@ -759,7 +761,7 @@ def test_a_first_word_with_a_version_that_is_none(tmp_path: Path) -> None:
 
 
 def test_a_first_word_that_comes_in_pieces(tmp_path: Path) -> None:
-    """The part of it that is there already is looked at again with the next."""
+    """The agent's greeting may arrive split at any byte."""
     agent = f"""import os, subprocess, sys, time
 started = subprocess.Popen([{sys.executable!r}, *sys.argv[1:]], stdout=subprocess.PIPE)
 first = started.stdout.readline() + started.stdout.readline()
@@ -793,7 +795,7 @@ def test_closing_is_final_and_quiet() -> None:
 
 
 def test_agents_of_some_places_go_with_the_last_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As containers do."""
+    """So do the agents of containers."""
     monkeypatch.setattr(InterpreterTransport, "ends_with_run", True)
     pid = interpreter(bodies.pid)
     first, again, _ = together(pid(), pid(), process(bodies.one)())()
@@ -806,5 +808,5 @@ def test_agents_of_some_places_go_with_the_last_run(monkeypatch: pytest.MonkeyPa
         return value
 
     one, two, three = together(nested(), pid(), nested())()
-    assert one == two == three != first  # one run within another is not the last
+    assert one == two == three != first  # a nested run that ends does not end them
     wait_until(lambda: not alive(one))

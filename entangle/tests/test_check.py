@@ -1,4 +1,4 @@
-"""`entangle hosts check`: what is there, and what would be missing."""
+"""`entangle hosts check`: what the hosts have, and what is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .services.hosts import Hosts
 
 @pytest.fixture(scope="session")
 def hosts() -> Hosts:
-    """The three hosts."""
+    """The three hosts, shared by all tests that need one."""
     return given.shared_hosts()
 
 

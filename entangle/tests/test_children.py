@@ -1,5 +1,5 @@
-"""What bodies start, by whatever means: they wait for it as any program does, it ends as any
-program does, and does not stay."""
+"""What bodies start, in any way: bodies wait for it as any program does, it exits as usual, and it
+does not outlive the run."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def _by_signal() -> int:
 
 
 def _ignoring() -> int:
-    """POSIX: where SIGCHLD is ignored, `wait` waits for the last of them, and says that there is
-    none."""
+    """POSIX: with SIGCHLD ignored, `wait` blocks until the last child has exited, and then fails
+    with ECHILD."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         _two_children()
@@ -128,7 +128,7 @@ def _of_multiprocessing() -> int:
 
 
 def _without_its_daemon() -> int:
-    """A daemon is a child of the system's first process, and nobody's to wait for."""
+    """A daemon is a child of init, and no process waits for it."""
     daemon = os.fork()
     if not daemon:
         if not os.fork():
@@ -169,7 +169,7 @@ def test_a_body_waits_for_its_children_after_a_nested_run() -> None:
 
 
 def _forked(child: Any) -> int:
-    """The exit code of a child that does this, or minus the signal."""
+    """The exit code of a child that runs this function, or minus the signal that killed it."""
     pid = os.fork()
     if pid == 0:
         child()
@@ -239,7 +239,7 @@ def test_a_forked_child_ends_as_a_program_does(kind: str, tmp_path: Path, capfd:
     ]
 
     def body(number: int = 0) -> list[int]:
-        sys.stdout.write("[")  # in the buffer when children are forked
+        sys.stdout.write("[")  # still in the buffer when the children are forked
         codes = [_forked(child) for child, _ in children]
         sys.stdout.write("]\n")
         return codes
@@ -283,8 +283,8 @@ def test_a_child_by_every_way_of_starting(start: str, tmp_path: Path, capfd: pyt
 
 
 def test_what_the_caller_has_registered_is_not_the_childs(tmp_path: Path) -> None:
-    """Its temporary directories stay, its `atexit` is called once, and its homes are its own to
-    remove."""
+    """The child removes none of the caller's temporary directories, does not run its `atexit`, and
+    leaves its homes alone."""
     source = """
         import atexit, os, sys, tempfile
         from entangle.process import process
@@ -315,8 +315,8 @@ def test_what_the_caller_has_registered_is_not_the_childs(tmp_path: Path) -> Non
 
 
 def test_a_child_keeps_its_hands_off_the_workers_cookie() -> None:
-    """Children that come back from a body used to give its cookie back as well, so that two held
-    it."""
+    """A child that returned from the body used to give back the cookie of its worker, so that two
+    held it."""
 
     @process
     @scheduler(cpus=1)
@@ -341,9 +341,10 @@ def test_a_child_keeps_its_hands_off_the_workers_cookie() -> None:
 
 
 def _tracked(log: str) -> Any:
-    """Shared memory that is left to a tracker of this process, which is noted."""
+    """Create shared memory, and leave it to a resource tracker of this process. Note the
+    tracker."""
     tracker: Any = resource_tracker._resource_tracker
-    tracker._fd = tracker._pid = None  # one of the caller's, from which this process was forked
+    tracker._fd = tracker._pid = None  # this process inherited that of the caller
     tracker.ensure_running()
     note(log, tracker._pid)
     return shared_memory.SharedMemory(create=True, size=1, name=f"segment-{tracker._pid}")
@@ -375,8 +376,10 @@ def test_trackers_unlink_before_the_group_of_a_worker_is_killed(tmp_path: Path, 
 
 
 def _daemons(log: str) -> None:
-    """A daemon of each kind: with an environment or without, by fork alone and by a program. All
-    that were forked have the pipe of a tracker open, which is to unlink shared memory."""
+    """Start daemons of each kind: with an environment or without, by fork alone and by a program.
+
+    The forked ones hold the pipe of a resource tracker open. The tracker must still unlink its
+    shared memory."""
     segment = _tracked(log)
     clean = {"PATH": os.environ["PATH"]}
     subprocess.run(["setsid", "-f", "bash", "-c", f"echo $$ >> {log}; exec sleep 100"], env=clean, check=True)
@@ -436,7 +439,7 @@ def test_daemons_of_every_kind_go_with_a_killed_caller(tmp_path: Path, number: i
 
 @pytest.mark.skipif(os.getuid() != 0, reason="a namespace of processes needs root")
 def test_a_caller_that_is_the_first_process_of_a_container(tmp_path: Path) -> None:
-    """As in a container, where nobody reaps what nobody waits for."""
+    """In a container with such a first process, nothing reaps orphans."""
     source = """
         import os
         from entangle.process import process

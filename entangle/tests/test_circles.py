@@ -1,4 +1,4 @@
-"""Bodies that need each other's keys, in several processes: none waits for ever."""
+"""Bodies in several processes that need each other's keys: none waits for ever."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_is_a_circle() -> None:
     for order in itertools.permutations(circle):
         assert [wait.wants for wait in circle if breaks_a_circle(wait, order)] == ["a"]
     assert not any(breaks_a_circle(wait, [one, two]) for wait in (one, two))
-    # Who waits for a circle from outside is not in it.
+    # A call that waits for a circle from outside is not part of it.
     assert not breaks_a_circle(Wait("a", ("0",)), circle)
 
 

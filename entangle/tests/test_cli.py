@@ -1,5 +1,7 @@
-"""The command line, as a user types it. What runs something, and each command once, is in a process
-of its own; what only looks is in this one, which has the packages loaded that the command needs."""
+"""The command line as a user types it.
+
+Commands that run something, and each command at least once, get a process of their own. Commands
+that only look run in this process, which has already loaded the packages that they need."""
 
 from __future__ import annotations
 
@@ -86,12 +88,12 @@ WORK = """
 
 #: Commands that only look.
 _LOOK = ("runs", "show", "top")
-#: What they see of their environment.
+#: The variables that these read.
 _SEEN_HERE = ("ENTANGLE_RUN_DIR", "ENTANGLE_RECORD_DIR", "ENTANGLE_RECORD_DAYS", "COLUMNS", "TERM", "NO_COLOR")
 
 
 class Line:
-    """A shell in a folder of its own, with its own records."""
+    """A shell in a directory of its own, with its own records."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -121,7 +123,8 @@ class Line:
         return subprocess.CompletedProcess(words, status, *told)
 
     def here(self, words: tuple[str, ...], environment: dict[str, str], *streams: Any) -> int:
-        """A command in this process, with these for stdin, stdout and stderr. Gives its status."""
+        """Run a command in this process, with these streams as stdin, stdout and stderr. Return its
+        status."""
         with pytest.MonkeyPatch.context() as patched:
             patched.chdir(self.folder)
             whole = {**self.environment, **environment}
@@ -136,7 +139,7 @@ class Line:
                     stream.flush()
 
     def process(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A command in a process of its own."""
+        """Run a command in a process of its own."""
         return subprocess.run(
             [sys.executable, "-m", "entangle", *words],
             cwd=self.folder,
@@ -149,7 +152,7 @@ class Line:
         )
 
     def json(self, *words: str, status: int = DONE) -> Any:
-        """What a command says to programs."""
+        """Run a command, and return its JSON output."""
         done = self(*words)
         assert done.returncode == status, done.stderr
         return json.loads(done.stdout)
@@ -162,7 +165,7 @@ def line(tmp_path: Path) -> Line:
 
 @pytest.fixture(scope="module")
 def records_of_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is remembered of one run, which nobody has looked at yet."""
+    """The records of one run that no command has read yet."""
     line = Line(tmp_path_factory.mktemp("many"))
     assert line("run", "work.py:many").stdout == "20\n"
     return line.folder / "records"
@@ -170,15 +173,15 @@ def records_of_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def many(line: Line, records_of_many: Path) -> Line:
-    """A folder in which `work.py:many` has run."""
+    """A directory in which `work.py:many` has run."""
     shutil.copytree(records_of_many, line.folder / "records")
     return line
 
 
 @pytest.fixture
 def here(line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """The same in this process, for what needs no process of its own: gives the status, and what
-    was written."""
+    """Runs a command in this process, where it needs none of its own. Returns its status and
+    output."""
     monkeypatch.chdir(line.folder)
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", line.environment["ENTANGLE_RECORD_DIR"])
     monkeypatch.setenv("COLUMNS", "160")
@@ -231,7 +234,7 @@ def test_a_task_a_call_or_a_function_runs_with_arguments(
     status, said, _ = here("run", "--json", *words)
     found = json.loads(said)
     assert (status, found["value"]) == (DONE, value)
-    if "work.py:rest" not in words:  # which is no task
+    if "work.py:rest" not in words:  # not a task, so no run is recorded
         assert found["run"]
         assert json.loads(here("runs", "--json")[1])[0]["id"] == found["run"]
 
@@ -327,7 +330,7 @@ def test_a_body_that_leaves_says_why_and_with_which_status(line: Line, name: str
     (line.folder / "leaving.py").write_text(textwrap.dedent(LEAVING), encoding="utf-8")
     done = line("run", "--json", f"leaving.py:{name}", code)
     told = json.loads(done.stdout)
-    if name != "plain":  # a task that ends its interpreter has failed, wherever it ran
+    if name != "plain":  # a task that exits its interpreter has failed, wherever it ran
         assert (done.returncode, told["status"], "TerminatedException" in done.stderr) == (status, status, True)
     else:
         assert (done.returncode, told["status"], told["value"]) == (status, status, None)
@@ -544,7 +547,8 @@ def test_runs_are_listed_and_shown(line: Line) -> None:
     assert len(numbered) == 7  # three sums of four products
     for name, number in numbered:
         assert line.json("show", run["id"], "--node", number, "--json")["name"] == name
-    assert len(re.findall(r"\badd\b", tree)) == 4  # three nodes and the head; the name of the run may have these letters too
+    # Three nodes and the head. The name of the run may contain these letters too.
+    assert len(re.findall(r"\badd\b", tree)) == 4
     assert "double → 8" in tree
     assert "n = 4" in tree
     assert line("show", "last").stdout == line("show").stdout
@@ -651,9 +655,9 @@ def test_a_run_that_was_cut_off_says_each_thing_once_and_what_is_lost(went_on: L
     assert " over and over over and over over and ov…  failed " in went_on("runs").stdout
     node = went_on("show", "--node", str(run["error"]["node"])).stdout
     assert node.startswith("ends, node ")
-    # With the error of the last attempt, and with that of the task.
+    # Once with the error of the last attempt, and once with that of the task.
     assert node.count("\ncall: ends('began')\n") == (2 if sys.version_info >= (3, 11) else 1)
-    # Its worker went from one to the other, and had no time to write the first one's value.
+    # One worker ran both, one after the other, and had no time to write the value of the first.
     lost = re.search(r"✓ total → not recorded: its worker was stopped first  #(\d+)", went_on("show").stdout)
     assert lost is not None
     assert "\n  → not recorded: its worker was stopped first\n" in went_on("show", "--node", lost[1]).stdout
@@ -746,19 +750,19 @@ def long_lists(line: Line) -> Line:
 
 
 def shown_of(line: Line, program: str) -> list[str]:
-    """The lines of the tree of a run of that program, without what draws the tree."""
+    """Run that program, and return the lines of its tree without the characters that draw it."""
     done = line("run", f"long.py:{program}")
     assert done.returncode == DONE, done.stderr
     return [shown.strip("├─│└ ") for shown in line("show").stdout.splitlines()]
 
 
 def items_in(shown: list[str], name: str) -> list[int]:
-    """The numbers of the items that are shown, of the argument of that name."""
+    """The numbers of the shown items of the argument with that name."""
     return [int(found[1]) for line in shown if (found := re.match(rf"{name}\[(\d+)\] = \S ", line))]
 
 
 def slowest_of(line: Line, task: str, most: int) -> list[int]:
-    """The numbers of the nodes of a task that took longest."""
+    """The numbers of the slowest nodes of a task."""
     nodes = [node for node in line.json("show", "--json")["node_list"] if node["name"] == task]
     return [node["number"] for node in sorted(nodes, key=lambda node: -node["seconds"])[:most]]
 
@@ -1020,7 +1024,7 @@ def test_records_that_cannot_be_read_spoil_no_run(line: Line, spoilt: str) -> No
 
 
 def at_a_terminal(line: Line, *words: str, columns: int) -> list[str]:
-    """The lines that a command shows on a terminal that has so many columns, and no colours."""
+    """The lines that a command shows on a terminal of that width, without colours."""
     return re.sub(r"\x1b\[[\d;]*m", "", drawn(line, *words, columns=columns, NO_COLOR="1")).splitlines()
 
 
@@ -1095,7 +1099,7 @@ def test_a_pipe_that_closes_early_is_no_error(many: Line) -> None:
 
 @pytest.fixture
 def lasting(line: Line) -> Iterator[Caller]:
-    """A run that lasts, of the user of `line`."""
+    """A run that lasts, of the same user and with the same directories as `line`."""
     folder = line.folder / "lasting"
     folder.mkdir()
     caller = Caller(
@@ -1109,7 +1113,8 @@ def lasting(line: Line) -> Iterator[Caller]:
 
 
 def _under_way(line: Line) -> Any:
-    """What `top` shows of `lasting` once all bodies run, and both runs have told their names."""
+    """What `top` shows of `lasting` once all bodies run and both runs have published their
+    names."""
 
     def look() -> Any:
         found = line.json("top", "--json")
@@ -1297,11 +1302,11 @@ def test_clean_removes_what_a_killed_process_has_left(line: Line, lasting: Calle
         removed.extend(line.json("clean", "--json")["removed"])
         return any(f"p{lasting.process.pid}-" in path for path in removed)
 
-    wait_until(clean)  # a worker may hold the home for the moment in which it dies
+    wait_until(clean)  # a dying worker may still hold the home for a moment
 
 
 def test_the_core_alone_cleans_and_says_how_to_get_the_rest(line: Line) -> None:
-    """As an installation without the extras is: typer and rich cannot be imported."""
+    """As in an installation without the extras: typer and rich cannot be imported."""
     (line.folder / "typer.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
     (line.folder / "rich.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
     path = f"{line.folder}{os.pathsep}{ROOT}"
@@ -1331,7 +1336,7 @@ def test_the_core_alone_knows_every_command() -> None:
 
 def test_the_page_without_its_extra_says_how_to_get_it(line: Line) -> None:
     (line.folder / "starlette.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
-    for name in ("ui", "web"):  # the extra's name is understood as well
+    for name in ("ui", "web"):  # the name of the extra works too
         done = line(name, PYTHONPATH=f"{line.folder}{os.pathsep}{ROOT}")
         assert (done.returncode, done.stderr) == (UNINSTALLED, "entangle: the page needs starlette: pip install 'py-entangle[web]'\n")
     assert " web " not in line("--help").stdout
@@ -1381,7 +1386,7 @@ def test_help_tells_every_command_and_the_meaning_of_the_status(line: Line) -> N
 
 
 def test_help_names_a_page_of_each_command() -> None:
-    """That each page exists is checked in test_docs.py."""
+    """test_docs.py checks that each page exists."""
     from entangle.cli.app import app
 
     groups = [("", app), *((f"{group.name} ", group.typer_instance) for group in app.registered_groups)]
