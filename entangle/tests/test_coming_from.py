@@ -1,4 +1,4 @@
-"""What the pages for newcomers from other libraries show, they show rightly: both sides are run."""
+"""The pages for newcomers from other libraries: both sides are run, and their values compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def test_both_sides_give_the_same(library: str, tmp_path: Path) -> None:
 
 
 def _right_side(page: str, folder: Path) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Run the right side of a page. Gives what its blocks have assigned, and values of its rows."""
+    """Run the right side of a page. Return what its blocks have assigned, and the values of its
+    rows."""
     assert unread_code(page) == []
     kept = run_side(page, SIDES[1], folder, guarded=False)
     kinds = [kind for kind, _ in parts_of(page)[SIDES[1]]]
@@ -36,7 +37,8 @@ def _right_side(page: str, folder: Path) -> tuple[list[dict[str, Any]], list[Any
 
 
 def test_prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own side runs where it is installed: it brings a server and a hundred packages."""
+    """The left side runs only where prefect is installed: it brings a server and a hundred
+    packages."""
     page = "coming_from_prefect.md"
     blocks, rows = _right_side(page, tmp_path)
     came_to = [block.get("result") or block.get("told") or block.get("values") for block in blocks]
@@ -54,7 +56,7 @@ def test_prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ray(tmp_path: Path) -> None:
-    """Its own side runs where it is installed, as in the environment of `make test-engines`."""
+    """The left side runs only where ray is installed: `make test-engines` has it."""
     page = "coming_from_ray.md"
     installed("numpy")
     blocks, rows = _right_side(page, tmp_path)
@@ -66,14 +68,14 @@ def test_ray(tmp_path: Path) -> None:
 
 
 def test_twingraph(tmp_path: Path) -> None:
-    """Its own side is not run: it needs servers."""
+    """The left side is not run: it needs servers."""
     blocks, rows = _right_side("coming_from_twingraph.md", tmp_path)
     assert [block["result"] for block in blocks] == [12, 2, ["plant", "measured"]]
     assert rows == []
 
 
 def test_entangle_0_2(tmp_path: Path) -> None:
-    """What was written for 0.2 runs as it is, too."""
+    """Code written for 0.2 still runs unchanged."""
     page = "coming_from_0_2.md"
     installed("numpy")
     assert unread_code(page) == []

@@ -1,5 +1,5 @@
-"""`@apptainer` and `@singularity`: by a stand-in of their command that runs this machine's Python,
-and by the real one, where it is."""
+"""`@apptainer` and `@singularity`: with a stub of the command that runs this machine's Python, and
+with the real command where it is installed."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -25,7 +25,7 @@ from entangle.thread import thread
 from .far_bodies import add
 from .services.hosts import this_python
 
-#: Drops the options of the command, notes what it was asked for, and runs the rest here.
+#: Drops the options of the command, logs its arguments, and runs the rest on this machine.
 STUB = """#!/bin/sh
 printf '%s\\n' "$0 $*" >> "{folder}/asked"
 [ "$1" = exec ] || exit 255
@@ -45,7 +45,7 @@ exec "$@"
 
 @pytest.fixture(params=["apptainer", "singularity"])
 def command(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The command of that name, as a stand-in."""
+    """A stub of the command with that name."""
     folder = tmp_path / "bin"
     folder.mkdir()
     stub = folder / str(request.param)
@@ -65,7 +65,7 @@ def image(tmp_path: Path) -> str:
 
 
 def asked(folder: Path) -> list[str]:
-    """What the command was asked for, last."""
+    """The arguments of the last call of the command."""
     return (folder / "asked").read_text().splitlines()[-1].split()
 
 
@@ -113,10 +113,10 @@ def test_gpus_are_asked_for(image: str) -> None:
 
 
 def test_packages_are_installed_once(command: str, image: str, tmp_path: Path) -> None:
-    """The stand-in binds nothing, so the words for it are what can be looked at; pip itself it
-    runs."""
+    """The stub runs pip, but mounts nothing, so the test checks the arguments."""
     there = door(command)(image=image, python="true", packages=["colours"])(add)
-    with pytest.raises(Exception, match="Python"):  # `true` is no Python, but it lets itself be installed with
+    # `true` is no Python, but it succeeds in place of pip.
+    with pytest.raises(Exception, match="Python"):
         there(1, 2)()
     words = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
     assert len(words) == 2

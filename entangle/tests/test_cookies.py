@@ -66,7 +66,7 @@ def test_a_broken_file_limits_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def half_a_cpu() -> Iterator[Path]:
-    """A control group that gives half of a CPU's time."""
+    """A control group with a quota of half a CPU."""
     places = {"/sys/fs/cgroup": {"cpu.max": "50000 100000"}, "/sys/fs/cgroup/cpu": {"cpu.cfs_quota_us": "50000"}}
     with control_group(places) as group:
         yield group
@@ -87,7 +87,7 @@ def test_a_tree_under_a_real_quota_keeps_to_it(half_a_cpu: Path) -> None:
 
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[CookieQueue]:
-    """A queue of three cookies, for CPUs as a large machine has them."""
+    """A queue of three cookies, with CPU numbers as on a large machine."""
     with contextlib.closing(CookieQueue.create(str(tmp_path / "cookies-3"), (300, 301, 511))) as made:
         yield made
 
@@ -108,7 +108,7 @@ def test_a_cookie_that_this_process_has_not_is_not_given_twice(queue: CookieQueu
 
 
 def test_what_make_puts_back_is_a_cookie_again(queue: CookieQueue) -> None:
-    """It reads bytes, and writes a + for each, whatever it has read."""
+    """make reads bytes, and returns a + for each, whichever byte it read."""
     pipe = os.open(queue.path, os.O_RDWR | os.O_NONBLOCK)
     try:
         os.read(pipe, 2)
@@ -202,7 +202,7 @@ def test_where_there_is_no_room_cells_lie_on_disk(tmp_path: Path, monkeypatch: p
 
 
 def in_a_child(body: Callable[[], None]) -> None:
-    """Run it in a process that ends without a farewell."""
+    """Run a function in a child that exits without any cleanup."""
     pid = os.fork()
     if pid == 0:
         body()
@@ -211,7 +211,8 @@ def in_a_child(body: Callable[[], None]) -> None:
 
 
 def test_bytes_that_make_has_lost_are_put_back_and_those_too_many_taken_out(queue: CookieQueue) -> None:
-    """As where it was killed with three jobs under way, or has put back what it did not take."""
+    """As after a make that was killed with three jobs running, or that returned more than it
+    took."""
     pipe = os.open(queue.path, os.O_RDWR | os.O_NONBLOCK)
     try:
         for _ in range(2):
@@ -231,7 +232,7 @@ def test_bytes_that_make_has_lost_are_put_back_and_those_too_many_taken_out(queu
 
 
 def test_whether_others_hold_a_cookie(queue: CookieQueue) -> None:
-    """Not we, and not the dead."""
+    """Neither this process nor dead ones count."""
     assert not queue.held_by_others()
     mine = queue.wait()
     assert not queue.held_by_others()
@@ -286,14 +287,15 @@ def test_a_byte_of_another_program_is_no_cookie_of_ours(queue: CookieQueue) -> N
 
 @pytest.fixture
 def two_pools(tmp_path: Path) -> Iterator[tuple[SharedQueue, SharedQueue]]:
-    """Two pools of one tree, each filled by another process, for the same two CPUs."""
+    """Two pools of one process tree for the same two CPUs, each filled by another process."""
     locks = tmp_path / "locks"
     locks.mkdir()
     made = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         path = str(tmp_path / name / "cookies-2")
-        CookieQueue.create(path, (300, 301)).close()  # its cells stay; its bytes go when nothing has it open any more
+        # The file keeps its cells. The bytes vanish when no process has the pipe open.
+        CookieQueue.create(path, (300, 301)).close()
         queue = SharedQueue(path, str(locks))
         queue.refill()
         made.append(queue)
@@ -374,7 +376,7 @@ def test_make_is_told_of_the_queue_and_keeps_what_the_user_has_told_it(queue: Co
         monkeypatch.setenv("MAKEFLAGS", "")
         said = jobserver_flags(queue.path)
         assert said is not None
-        assert said == jobserver_flags(queue.path)  # one descriptor, however often
+        assert said == jobserver_flags(queue.path)  # one descriptor, however often it is asked for
         fd = int(said.rpartition(",")[2])
         assert said == f"-j --jobserver-auth={fd},{fd}"
         assert os.get_inheritable(fd)
@@ -407,7 +409,7 @@ def test_a_make_is_offered_what_its_version_takes(said: str, style: str, tmp_pat
     monkeypatch.setenv("PATH", str(tmp_path))
     jobserver_style.cache_clear()
     try:
-        assert jobserver_style() == "fifo"  # there is none, so none is hurt
+        assert jobserver_style() == "fifo"  # no make is installed, so any style will do
         make = tmp_path / "make"
         make.write_text(f"#!/bin/sh\necho '{said}'\necho and more\necho an error >&2\n")
         make.chmod(0o755)

@@ -1,4 +1,4 @@
-"""coverage.py sees what bodies do in workers, where it is told to measure subprocesses."""
+"""coverage.py sees the lines that bodies run in workers, if it is told to measure subprocesses."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def add(a, b):
 
 @pytest.mark.parametrize("way", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_lines_of_bodies_are_measured(tmp_path: Path, way: str) -> None:
-    """`patch = subprocess` is all that is said, as for any program that starts others."""
+    """`patch = subprocess` suffices, as for any program that starts others."""
     installed("coverage")
     (tmp_path / "tasks.py").write_text(TASKS)
     (tmp_path / ".coveragerc").write_text("[run]\nparallel = true\npatch = subprocess\n")

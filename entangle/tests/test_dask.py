@@ -1,4 +1,4 @@
-"""Graphs of dask on the engine, by `entangle.dask.get`."""
+"""Graphs of dask, run by `entangle.dask.get`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from entangle import records, session  # noqa: E402
 
 @pytest.fixture(autouse=True)
 def _by_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Warm workers import this module, which takes long: a few tests have some."""
+    """Warm workers import this module, which takes long, so only a few tests use them."""
     monkeypatch.setenv("ENTANGLE_START", "fork")
 
 
 @pytest.fixture
 def warm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As users have it."""
+    """Warm workers, as users have them."""
     monkeypatch.delenv("ENTANGLE_START")
     yield
     entangle.dask.close()
@@ -207,7 +207,8 @@ def test_two_threads_at_once() -> None:
 
 
 def test_workers_stay_for_the_next_graph_and_agree_on_hashes(warm: None, tmp_path: Path) -> None:
-    assert get({"x": 1, "y": (inc, "x"), "z": (operator.add, "y", "x")}, ["x", "y", "z"]) == (1, 2, 3)  # a task takes what is wanted itself
+    # A task may depend on a key that was asked for as well.
+    assert get({"x": 1, "y": (inc, "x"), "z": (operator.add, "y", "x")}, ["x", "y", "z"]) == (1, 2, 3)
     graph: dict[Any, Any] = {("h", at): (hash, f"text {at % 2}") for at in range(40)}
     graph["where"] = (where, 1)
     first, second = get(graph, list(graph), num_workers=1), get(graph, list(graph), num_workers=1)
@@ -234,14 +235,14 @@ def test_the_errors_of_warm_workers(warm: None) -> None:
     with telling.callback:
         assert get(GRAPH, ["e", "c"]) == (5, 3)
     assert telling.values == {"b": 2, "c": 3, "d": 3, "e": 5}
-    # What cannot be pickled reaches workers by fork, where that is safe.
+    # What cannot be pickled reaches workers by fork, if forking is safe.
     assert get({"x": (list, (at for at in range(3)))}, "x") == [0, 1, 2]
     with second_thread(), pytest.raises(UnpicklableError, match="argument 1 of task 'x'"):
         get({"x": (list, (at for at in range(3)))}, "x")
 
 
 def test_what_takes_a_lock_runs_in_this_process() -> None:
-    """A lock excludes nobody in other processes."""
+    """In another process a lock would exclude nothing."""
     lock = threading.Lock()
     graph = {"a": (where, 1), "b": (where, lock, "a"), "c": (pair, (where, "b", lock), "b"), "d": (pair, "c", "a")}
     (here, there), _ = get(graph, "d")
@@ -348,12 +349,12 @@ if __name__ == "__main__":
         print(sorted((key, len(items)) for key, items in words.groupby(lambda word: word).compute()))
 """
 
-#: Of large arrays of the program, workers have no copies.
+#: Workers do not copy large arrays of the program.
 BIG = "(True, 8000000, 499999500000.0) (True, 4000000, 124999750000.0) True 499999500000.0"
 
 
 def test_arrays_and_bags(tmp_path: Path) -> None:
-    """In a program of its own: the libraries would stay in this process."""
+    """In a program of its own: this process would keep the libraries loaded."""
     installed("numpy")
     told = output_of(tmp_path, ARRAYS, PYTHONWARNINGS="", ENTANGLE_START="").splitlines()
     assert told == [
@@ -458,7 +459,7 @@ def test_an_interrupt_ends_the_run_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 class Telling:
-    """Callbacks that write down what they are told, and look at the state as they are told it."""
+    """Callbacks that record their arguments, and check the state at each call."""
 
     def __init__(self, **also: Callable[..., None]) -> None:
         self.told: list[Any] = []
@@ -544,8 +545,6 @@ def test_an_error_of_a_callback_ends_the_run() -> None:
 
 
 def test_a_callback_may_put_in_what_it_has_kept() -> None:
-    """As `dask.cache.Cache` does."""
-
     def start(graph: dict[Any, Any]) -> None:
         graph["c"] = 10
 

@@ -1,5 +1,5 @@
-"""Dataflows: nodes, what stands in their parentheses, lambdas that choose, callbacks, and what
-happens when one fails."""
+"""Dataflows: nodes, the arguments that connect them, lambdas that choose, callbacks, and
+failures."""
 
 # mypy: disable-error-code="untyped-decorator"
 
@@ -40,12 +40,12 @@ EXECUTORS = [thread, process]
 
 
 class Told:
-    """A callback that remembers what it was told, in order, and where."""
+    """A callback that records its calls, in order, and the processes that made them."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.pids: set[int] = set()
-        self.lock = threading.Lock()  # so that this can never travel to a worker
+        self.lock = threading.Lock()  # a lock cannot be pickled, so this can never reach a worker
 
     def __call__(self, func: Any, result: Any) -> None:
         self.lines.append(f"{func.__name__} {result}")
@@ -53,7 +53,7 @@ class Told:
 
 
 def nodes(executor: Any, callback: Callable[[Any, Any], object] | None = None) -> tuple[Any, ...]:
-    """emit, printx, printy, printz and echo, run by threads or processes."""
+    """The nodes emit, printx, printy, printz and echo, run by threads or processes."""
 
     @dataflow(callback=callback)
     @executor
@@ -173,7 +173,7 @@ def test_a_lambda_may_give_several_or_none_or_another(executor: Any) -> None:
     assert emit(lambda x: None)("emit") == ()
     assert emit(printx(), lambda x: None, printy())("emit") == ("X: emit!", "Y: emit!")
     assert emit(lambda x: lambda y: printz())("emit") == ("Z: emit",)
-    assert emit(printx(lambda x: printy()))("emit") == ("Y: emit!",)  # what was pushed into printx
+    assert emit(printx(lambda x: printy()))("emit") == ("Y: emit!",)  # printy gets the input of printx
     assert emit([printx(), [printy()]])("emit") == ("X: emit!", "Y: emit!")
 
 
@@ -501,12 +501,12 @@ def test_the_graph() -> None:
 
 
 def notes_of(error: BaseException) -> list[str]:
-    """What was noted about an error."""
+    """The notes on an error."""
     return list(getattr(error, "__notes__", []))
 
 
 def fails(executor: Any, error: Exception) -> Any:
-    """A node that raises this."""
+    """A node that raises this error."""
 
     @dataflow
     @executor
@@ -580,7 +580,7 @@ def test_a_deadline(executor: Any, tmp_path: Any) -> None:
     over = tmp_path / "over!"
     with pytest.raises(kind, match="hangs"):
         emit(hangs(), printx())(str(over)[:-1])
-    over.touch()  # a thread cannot be killed, so it has to be let go
+    over.touch()  # a thread cannot be killed, so it must be released
     assert any(line.startswith("printx") for line in told.lines)
 
 

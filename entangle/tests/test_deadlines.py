@@ -1,8 +1,8 @@
-"""Deadlines: `timeout` bounds a body, `wait` bounds the arrival of its arguments, and what is late
-is killed.
+"""Deadlines: `timeout` limits how long a body runs, `wait` how long its arguments take; what is
+late is killed.
 
-Where a test needs a body that is late, it is late by half a minute; where it needs one that is not,
-it has many seconds."""
+A body that is to be late is late by half a minute. A body that is not to be late has many
+seconds."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def test_a_body_that_is_not_late() -> None:
 
 
 def test_a_body_has_begun_once_its_time_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever looks between the two would take it for one that runs since the machine does."""
+    """A supervisor that looked between the two writes would compute the body's age from a time of
+    0."""
     seen = []
 
     def clock() -> int:
@@ -95,7 +96,7 @@ def test_a_body_that_computes_for_ever(log: str) -> None:
 
 
 def test_only_the_body_is_bounded_not_its_arguments(log: str) -> None:
-    """The argument takes longer than the task that waits for it may."""
+    """The argument takes longer than the timeout of the task that takes it."""
     slow = process(bodies.spanned)(log, 1.5)
     assert process(timeout=1)(bodies.pid_and)(slow)() > 0
 
@@ -146,8 +147,8 @@ def test_a_body_that_does_not_listen_is_killed_all_the_same(log: str, start: str
 
 
 def test_a_body_may_tidy_up_first(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TERM comes before KILL."""
-    monkeypatch.setattr("entangle._run.deadlines.GRACE", 20.0)  # a machine may be busy
+    """SIGTERM is sent before SIGKILL."""
+    monkeypatch.setattr("entangle._run.deadlines.GRACE", 20.0)  # a busy machine may be slow
 
     @process(timeout=1)
     def tidy(path: str) -> None:
@@ -189,7 +190,7 @@ def test_a_deadline_ends_the_whole_run(log: str, tmp_path: Path) -> None:
 
 
 def test_each_call_has_its_own_time(log: str) -> None:
-    """Five bodies of half a second, one after the other: together longer than one of them may."""
+    """Five bodies of half a second, one after the other: together they take longer than one may."""
 
     @process(timeout=2)
     def step(path: str, _: Any = None) -> int:
@@ -234,7 +235,7 @@ def test_a_deadline_inside_a_nested_run(log: str) -> None:
 
 
 def test_a_deadline_bounds_the_call_that_a_body_gives(log: str) -> None:
-    """A task that decides at run time is not done before what it decided on is."""
+    """A task that decides at run time ends only when the call that it returned has ended."""
     linger = process(bodies.linger)
 
     @process(timeout=1)
@@ -252,12 +253,12 @@ def test_a_deadline_on_a_fresh_process_and_under_a_scheduler(log: str) -> None:
     with pytest.raises(ProcessTimeoutException):
         scheduler(cpus=1)(process(timeout=0.6)(bodies.linger))(log)()
     gone(pids_in(log))
-    # The cookie of the killed one has come back.
+    # The cookie of the killed body is free again.
     assert scheduler(cpus=1)(process(timeout=30)(bodies.one))()() == 1
 
 
 def test_waiting_for_a_cookie_is_not_running(tmp_path: Path) -> None:
-    """Four bodies that must follow each other, none of which may run as long as all four take."""
+    """Four bodies that run one after the other. None of them may run as long as all four take."""
     log = str(tmp_path / "log")
     spanned = scheduler(cpus=1)(process(timeout=2)(bodies.spanned))
     gather(*(spanned(log, 0.6) for _ in range(4)))()
@@ -316,7 +317,7 @@ def test_wait_and_timeout_together(log: str) -> None:
 
 
 def test_a_thread_that_is_late() -> None:
-    """Its caller goes on at the deadline. The thread itself cannot be killed, and its value is
+    """Its caller continues at the deadline. The thread cannot be killed, and its value is
     dropped."""
     release = threading.Event()
     finished: list[int] = []

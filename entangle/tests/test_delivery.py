@@ -1,4 +1,4 @@
-"""Delivery: how the value of a node gets to the nodes that take it, and what a failure does to the
+"""Delivery: how the value of a node reaches the nodes that take it, and what a failure does to the
 rest of the run."""
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class Told:
 
 
 def begin(log: str) -> Told:
-    """The first of a chain."""
+    """The first node of a chain."""
     return Told(log)
 
 
 def step(value: Told) -> Told:
-    """One more."""
+    """A further node."""
     value.steps += 1
     return value
 
 
 def steps(*values: Told) -> list[int]:
-    """How many steps each has behind it."""
+    """The number of steps of each value."""
     return [value.steps for value in values]
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> str:
-    """Where bodies note what they see."""
+    """The file in which bodies note what they see."""
     return str(tmp_path / "log")
 
 
@@ -66,12 +66,12 @@ def test_several_takers_each_have_a_value_of_their_own_which_is_pickled_once(log
     first = process(begin)(log)
     branches = [process(step)(process(step)(first)) for _ in range(3)]
     assert process(steps)(*branches)() == [2, 2, 2]
-    # The first for all of its takers; of the branches, at most all.
+    # The first value is pickled once for all that take it, and each branch at most once.
     assert 1 <= len(notes(log)) <= 4
 
 
 def test_where_a_body_may_be_tried_again_what_it_takes_is_kept(log: str) -> None:
-    """It changes what it is given, and fails the first time."""
+    """The body changes its argument, and fails at the first attempt."""
 
     @process(retry=1)
     def twice(value: Told, tries: str) -> int:
@@ -128,7 +128,7 @@ def test_a_body_that_exits_fails_and_its_call_and_status_are_told(carrier: Any, 
 
 
 def test_a_body_in_the_callers_thread_that_raises_what_no_signal_has_raised_fails_as_any_other() -> None:
-    """Only Ctrl-C, and what a handler raises, go through it to the caller."""
+    """Only Ctrl-C, and what a signal handler raises, pass through it to the caller."""
 
     class Odd(BaseException):
         pass
@@ -144,7 +144,7 @@ def test_a_body_in_the_callers_thread_that_raises_what_no_signal_has_raised_fail
 
 
 def test_a_value_that_cannot_be_made_again_names_both_tasks() -> None:
-    """Which gave it, and which was to take it."""
+    """The task that returned it, and the task that was to take it."""
 
     class Broken:
         def __reduce__(self) -> Any:

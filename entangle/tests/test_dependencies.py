@@ -1,5 +1,5 @@
-"""What we take of other people's packages beyond what their documentation promises is there, in the
-oldest release and the newest."""
+"""Behaviour of other packages that we rely on beyond their documentation: it holds in their oldest
+and newest supported releases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .ways import missing
 
 
 def test_cloudpickle_says_of_a_class_what_it_consists_of() -> None:
-    """Which class is which we see to; how one is made and filled is its business."""
+    """entangle decides which classes are the same; cloudpickle creates and fills them."""
 
     class Local:
         pass
@@ -46,7 +46,7 @@ def test_cloudpickle_says_of_a_class_what_it_consists_of() -> None:
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
 def test_code_keeps_its_file_and_lines(start: str, tmp_path: Path) -> None:
-    """Some releases of cloudpickle leave the name out."""
+    """Some releases of cloudpickle drop the file name."""
     script = tmp_path / "script.py"
     script.write_text(
         "import inspect\nfrom entangle.process import process\n\n\n"
@@ -74,7 +74,7 @@ def test_code_with_a_constant_that_no_compiler_makes() -> None:
 
 
 def test_every_dependency_has_a_lowest_version() -> None:
-    """Which `make test-lowest` installs."""
+    """`make test-lowest` installs these versions."""
     root = Path(__file__).parent.parent.parent
     if not (root / ".ci" / "lowest").exists():
         pytest.skip("not in a checkout")
@@ -86,7 +86,7 @@ def test_every_dependency_has_a_lowest_version() -> None:
 
 
 def test_an_editable_install_is_found_beside_the_clone(tmp_path: Path) -> None:
-    """The folder of the clone has the package's name, and Python would take it for the package."""
+    """The directory of the clone has the package's name: Python could take it for the package."""
     clone = tmp_path / "entangle"
     clone.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
@@ -94,7 +94,7 @@ def test_an_editable_install_is_found_beside_the_clone(tmp_path: Path) -> None:
     (clone / "entangle").mkdir()
     for module in ("__init__.py", "errors.py"):
         shutil.copy(Path(ROOT, "entangle", module), clone / "entangle")
-    # Without `--ignore-installed`, pip takes the package out of the environment of the tests.
+    # Without `--ignore-installed`, pip removes the package from the environment of the tests.
     options = ["--quiet", "--no-deps", "--ignore-installed", "--prefix", str(tmp_path / "prefix")]
     pip = [sys.executable, "-m", "pip", "install", *options, "--editable", str(clone)]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)

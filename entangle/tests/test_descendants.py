@@ -1,5 +1,5 @@
-"""The processes that a process has started are found, in whatever session or group, and killed if
-their numbers are still theirs."""
+"""The processes that a process has started are found in any session or group, and killed only if
+their numbers still belong to them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ time.sleep(60)
 
 @pytest.fixture
 def tree() -> Iterator[psutil.Process]:
-    """A process with five descendants: one in a session of its own, one that a thread has started,
-    one of a child."""
+    """A process with five descendants, among them one in a session of its own, one that a thread
+    has started, and one of a child."""
     with subprocess.Popen([sys.executable, "-c", _TREE]) as process:
         root = psutil.Process(process.pid)
         wait_until(lambda: len(root.children(recursive=True)) == 5, 20)
@@ -41,20 +41,20 @@ def tree() -> Iterator[psutil.Process]:
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_all_are_found(tree: psutil.Process, listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the kernel's lists, and where there are none."""
+    """From the kernel's lists of children, and without them."""
     if listed and not descendants.listed():
         pytest.skip("this kernel lists no children")
     monkeypatch.setattr(descendants, "listed", lambda: listed)
     expected = sorted(process.pid for process in tree.children(recursive=True))
     assert sorted(descendants.of([tree.pid])) == expected
-    # One that is asked for itself is none, and its own are found once.
+    # A process that is passed in is not reported itself, and its descendants are reported once.
     assert sorted(descendants.of([tree.pid, expected[0]])) == expected[1:]
     assert len(descendants.of([tree.pid], most=2)) <= 5
     assert sorted(process.pid for process in descendants.started_by([tree.pid])) == expected
 
 
 def test_many_children_are_found() -> None:
-    """More than the kernel tells at a time."""
+    """More than the kernel returns at a time."""
     script = "import os, time\nfor _ in range(900):\n    if not os.fork(): time.sleep(60)\nprint(flush=True)\ntime.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True) as process:
         assert process.stdout is not None
@@ -66,7 +66,8 @@ def test_many_children_are_found() -> None:
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_no_other_process_is_killed(tree: psutil.Process, listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that began at another time is not the one that was meant."""
+    """A process with another start time is not the one that was found: its number was used
+    again."""
     if listed and not descendants.listed():
         pytest.skip("this kernel lists no children")
     monkeypatch.setattr(descendants, "listed", lambda: listed)

@@ -1,5 +1,5 @@
-"""`@docker`: a call in a container. The daemon is a real one; the image is that of `make
-services`."""
+"""`@docker`: a call in a container. The daemon is a real one, and `make services` builds the
+image."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -55,7 +55,7 @@ def image() -> str:
 
 @pytest.fixture(autouse=True)
 def _no_container_is_left(image: str) -> Any:
-    """What a run has started goes with it."""
+    """Check that the containers of a run are gone afterwards."""
     before = set(given.containers())
     yield
     close_all()
@@ -194,7 +194,7 @@ def test_large_values_travel_through_memory(image: str) -> None:
 
 
 def make_wheel(folder: Path, name: str, body: str) -> str:
-    """A package of one module, as pip takes it."""
+    """A wheel with one module, for pip to install."""
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr(f"{name}.py", body)
@@ -210,7 +210,7 @@ def derived() -> list[str]:
 
 
 def configured(image: str) -> tuple[Any, ...]:
-    """The user, the entry point and the command of an image."""
+    """The user, entry point and command of an image."""
     told = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=True, timeout=60).stdout
     config = json.loads(told)[0]["Config"]
     return config["User"], config["Entrypoint"], config["Cmd"]
@@ -234,9 +234,9 @@ def test_packages_become_an_image_that_is_built_once(image: str, tmp_path: Path,
         assert docker(image=image, packages=[wheel])(colour)(module)() == "red"
         assert derived() == sorted([*before, *made])
         told = subprocess.run(["docker", "image", "inspect", made[0]], capture_output=True, text=True, check=True).stdout
-        assert "PIP_" not in told  # what pip was told of this machine
+        assert "PIP_" not in told  # the options of pip on this machine are not in it
         assert configured(made[0]) == configured(image)
-        # It names no user either: where it is the image of a task, bodies run as the caller too.
+        # The image names no user: bodies of a task that uses it run as the caller, too.
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         assert docker(image=made[0])(os.getuid)()() == 12345
     finally:
@@ -425,8 +425,8 @@ def test_what_a_crash_has_left_is_swept(image: str, tmp_path: Path) -> None:
 
 
 def made(image: str, **changed: str) -> str:
-    """A container with our labels, but for these changes, made and not started; its id. Its home is
-    gone unless one is named."""
+    """Create a container with our labels, except for these changes, without starting it, and return
+    its id. By default the home in its labels no longer exists."""
     from entangle._remote.transport.docker_daemon import labels
 
     words = [f"--label={name}={value}" for name, value in {**labels(), **changed}.items() if value]
@@ -435,7 +435,7 @@ def made(image: str, **changed: str) -> str:
 
 @pytest.fixture
 def removed() -> Iterator[list[str]]:
-    """Containers to be removed at the end, whether they are there or not."""
+    """Containers that are removed at the end, if they still exist."""
     containers: list[str] = []
     yield containers
     subprocess.run(["docker", "rm", "--force", *containers], check=True, capture_output=True)
@@ -463,11 +463,11 @@ def test_containers_of_others_stay_though_their_home_is_not_to_be_seen(image: st
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_user_of_the_same_daemon_sweeps_nothing_of_ours(image: str, removed: list[str]) -> None:
-    """He may ask the daemon, as members of the group docker may, and cannot look into our run
-    directory."""
+    """The other user may ask the daemon, as members of the group docker may, but cannot read our
+    run directory."""
     mine = made(image)
     removed.append(mine)
-    # All is imported before, since another user may be unable to read this Python.
+    # Import everything first: another user may be unable to read this Python.
     program = """
         import os, docker, requests
         from entangle._remote.transport.docker_daemon import connected
@@ -510,7 +510,7 @@ def test_a_daemon_that_cannot_be_asked_is_said_and_removes_nothing(image: str, t
 
 @contextlib.contextmanager
 def answering(path: Path, status: int, answer: bytes) -> Iterator[str]:
-    """A daemon that says its version, and then this; its address."""
+    """A daemon that returns its version, and to all else this answer. Yields its address."""
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -580,7 +580,7 @@ def test_options_travel() -> None:
 
 
 class Daemon:
-    """A docker daemon of this test's own, which may be ended and started again."""
+    """A docker daemon for one test, which may be ended and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -590,7 +590,7 @@ class Daemon:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         places = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
-        # In a network of its own: without a bridge it would remove that of the machine's own
+        # In its own network namespace: without a bridge it would remove that of the machine's
         # daemon.
         command = ["unshare", "--net", "dockerd", "--host", self.host, "--bridge=none", "--iptables=false", "--ip-forward=false"]
         command += [f"--{option}={self.folder / name}" for option, name in places.items()]
@@ -599,15 +599,15 @@ class Daemon:
         wait_until(lambda: self.docker("version").returncode == 0, 30, "the daemon does not answer")
 
     def docker(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        """Run a command of docker with it."""
+        """Run a docker command with this daemon."""
         return subprocess.run(["docker", "--host", self.host, *arguments], capture_output=True, timeout=100)
 
     def running(self) -> list[bytes]:
-        """The containers that it runs."""
+        """The running containers."""
         return self.docker("ps", "--quiet").stdout.split()
 
     def end(self) -> None:
-        """End it as a service manager would."""
+        """End it with SIGTERM, as a service manager would."""
         if self.process is not None:
             self.process.terminate()
             self.process.wait(60)
@@ -616,10 +616,10 @@ class Daemon:
 
 @pytest.fixture
 def daemon(image: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
-    """A daemon of our own that has the image, and is the one that calls use."""
+    """A daemon that has the image, and that calls use."""
     if os.geteuid() or shutil.which("dockerd") is None or shutil.which("unshare") is None:
         missing("a docker daemon of its own needs root and dockerd (make services)")
-    # Paths of sockets must be short.
+    # The path of a socket must be short.
     with tempfile.TemporaryDirectory(prefix="ent") as folder:
         own = Daemon(Path(folder))
         own.start()

@@ -1,4 +1,4 @@
-"""What the documentation says of files is true, and its lines can be read without scrolling."""
+"""The documentation names files that exist, its links lead somewhere, and its lines are short."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ documentation()
 
 
 def test_files_that_are_named_exist() -> None:
-    """A file is named by its path in the package or in the checkout, or by the end of that."""
+    """A name is a path in the package or in the checkout, or the end of such a path."""
     there = [str(path.relative_to(ROOT)) for folder in ("entangle", "docs", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     missing = []
     for page in PAGES:
@@ -35,7 +35,7 @@ def test_files_that_are_named_exist() -> None:
 
 
 def test_files_that_the_code_names_exist() -> None:
-    """A renaming easily forgets the comments and docstrings that name the file."""
+    """A rename easily forgets the comments and docstrings that name the file."""
     users = {"analysis.py", "queue.py", "work.py"}
     known_files = (*HOUSE.rglob("*.py*"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md"), *(ROOT / "docs").glob("*.py"))
     there = [f"/{path.relative_to(ROOT)}" for path in known_files]
@@ -48,7 +48,7 @@ def test_files_that_the_code_names_exist() -> None:
 
 
 def test_pages_that_messages_name_exist() -> None:
-    """`more("durable")` is the line that names docs/durable.md."""
+    """`more("durable")` makes the line that names docs/durable.md."""
     named = []
     for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -82,8 +82,8 @@ def test_lines_are_short(page: Path) -> None:
 
 
 def test_the_tables_of_benchmarks_are_those_of_the_results() -> None:
-    """`python -m benchmarks --redraw` writes them; by hand nothing is changed. The README shows the
-    slowest line beside the best peer, too."""
+    """`python -m benchmarks --redraw` writes them; nothing is edited by hand. The README names the
+    worst ratio, too."""
     told = subprocess.run([sys.executable, "-c", _TABLES], cwd=ROOT, capture_output=True, text=True, check=True)
     page, readme, worst, figures = json.loads(told.stdout)
     for name, table in (("docs/benchmarks.md", page), ("README.md", readme)):
@@ -121,7 +121,7 @@ def test_a_citation_names_this_version() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Those of other sites by their form alone."""
+    """Only the form of links to other sites is checked."""
     text = re.sub(r"^( *)```.*?^\1```|`[^`\n]+`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     wrong = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -148,7 +148,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     ],
 )
 def test_prose_is_read(page: str, wrong: list[str]) -> None:
-    """docs/prose.py, which `make docs` runs."""
+    """Tests docs/prose.py, which `make docs` runs."""
     spec = importlib.util.spec_from_file_location("prose", ROOT / "docs" / "prose.py")
     assert spec
     assert spec.loader

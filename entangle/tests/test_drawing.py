@@ -1,4 +1,4 @@
-"""Runs as pictures and documents, each read by somebody else's reader."""
+"""Runs as pictures and documents, each parsed by an independent reader."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inner(x: int) -> Any:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> records.Run:
-    """A run of four nodes, whose values are hard to quote; one of them ran another."""
+    """A run of four nodes with values that are hard to quote. One of the nodes ran another."""
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
     with entangle.tags(project="a b"):
         process(add)(process(quoting)(process(one)()), process(quoting)(process(inner)(2)))()
@@ -43,7 +43,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> records.Run:
 
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> records.Run:
-    """A run with too many nodes to draw each."""
+    """A run with too many nodes to draw each of them."""
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
     process(len)([process(one)() for _ in range(300)])()
     return records.run()
@@ -51,7 +51,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> records.Run:
 
 @pytest.fixture
 def failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> records.Run:
-    """A run that failed before its root could begin."""
+    """A run that failed before its root began."""
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
     with pytest.raises(TypeError):
         process(add)(process(add)(1, "x"), process(one)())()
@@ -176,7 +176,7 @@ def breaks(x: int) -> int:
 
 @pytest.fixture
 def went_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> records.Run:
-    """A run that went on when a named call of it failed, and skipped what depends on that."""
+    """A run that continued after a named call failed, and skipped what depends on that call."""
     monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path))
     entangle.gather(process(add)(process(breaks)(3).named("fold <3>"), 1), process(one)(), return_exceptions=True)()
     return records.run()
