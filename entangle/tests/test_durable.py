@@ -56,7 +56,7 @@ def kill_once(name, number=signal.SIGKILL):
 
 
 class Program:
-    """A program in a directory of its own, which can be started again and again."""
+    """A program in a directory of its own, which can be started repeatedly."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -82,7 +82,7 @@ class Program:
         return ended.stdout.strip()
 
     def command(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """What `entangle ARGS` does."""
+        """Run `entangle ARGS`."""
         environment = {**os.environ, "PYTHONPATH": ROOT, "COLUMNS": "200"}
         return subprocess.run(
             [sys.executable, "-m", "entangle", *args], cwd=self.directory, env=environment, capture_output=True, text=True, timeout=60
@@ -154,7 +154,7 @@ def test_one_that_had_begun_is_named_or_runs_again(program: Program, terms: str)
         return
     ended = program.start()
     assert "MayHaveRunError" in ended.stderr
-    if sys.version_info >= (3, 11):  # older ones print no notes
+    if sys.version_info >= (3, 11):  # older versions print no notes
         assert "more: docs/durable.md" in ended.stderr
     assert "charge('x', amount=17)" in ended.stderr
     assert program.ran() == {"charge": 1}
@@ -415,14 +415,14 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with ThreadPoolExecutor(2) as pool:
         with entangle.durable("a"):
-            with entangle.durable("a"):  # it is that one
+            with entangle.durable("a"):  # the same run
                 pass
             waits = pool.submit(other)
             with pytest.raises(DurableError, match="in use"):
                 pool.submit(entangle.durable("a", busy="raise").__enter__).result(20)
             order.append("first")
             assert not waits.done()
-            if os.fork() == 0:  # a child is in none, and does not hold it
+            if os.fork() == 0:  # a child is in no run, and does not hold this one
                 os._exit(int(scope_here() is not None))
             assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
         waits.result(20)
@@ -430,7 +430,7 @@ def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_whoever_looks_takes_the_run_from_nobody(tmp_path: Path) -> None:
-    """Not at the very instant of the look, nor after the run was removed and made anew."""
+    """Not at the moment of the check, and not after the run was removed and created again."""
     path = str(tmp_path / "lock")
     (tmp_path / "lock").touch()
     with open(path) as looked:
@@ -743,8 +743,8 @@ def test_a_deadline_and_a_worker_that_dies_are_failures(program: Program) -> Non
 
 
 def test_the_transcript_of_the_page(program: Program) -> None:
-    """The page's program is started, killed, edited and started again: it prints what stands
-    there."""
+    """Start the page's program, kill it, edit it and start it again: it prints what the page
+    shows."""
     page = shown_blocks.read(Path(ROOT) / "docs" / "durable.md")
     shown = {block.title: block.code for block in page.blocks if block.title}
     (program.directory / "pipeline.py").write_text(shown["pipeline.py"])

@@ -14,7 +14,7 @@ from entangle.errors import CacheKeyError, DurableError
 from entangle.process import process
 from entangle.tests.test_durable import Program
 
-#: The item of the killer kills the program when the loop has consumed all values before it.
+#: When the loop has consumed all values before it, the item `killer` kills the program.
 STREAM = """
 from pathlib import Path
 from entangle._depot.ledger import CONSUMED, read
@@ -70,7 +70,7 @@ def test_the_loop_goes_on_after_the_last_item_that_it_has_consumed(program: Prog
     if doubtful.returncode:
         assert program.command("resume", "a", "--again", "all").returncode == 0
         after += numbers(program.gives())
-    # The one whose value the loop had was not consumed yet: it had not asked for the next one.
+    # The loop had this value, but had not asked for the next one: so this one was not consumed.
     assert 100 in after
     assert not set(before[:-1]) & set(after)
     seen = {*before, *after}
@@ -90,10 +90,10 @@ def test_values_that_had_ended_are_taken_and_the_rest_runs(program: Program) -> 
     after = numbers(program.gives())
     again = program.ran()
     assert (before, after) == ([x * x for x in range(20)], [x * x for x in range(20, 40)])
-    # Only the item in whose body it was killed, and those beside it, have run twice.
+    # Only the item whose body was killed, and those that ran beside it, have run twice.
     assert again["square 20"] == 1
     assert all(x >= 20 for x in range(40) if first[f"square {x}"] and again[f"square {x}"])
-    # It was left in good order: now all values are there to be had again, and nothing runs.
+    # The program ended normally, so all values are available again, and nothing runs.
     program.forget()
     assert numbers(program.gives()) == [x * x for x in range(40)]
     assert not program.ran()
@@ -240,13 +240,13 @@ def test_a_loop_that_is_left_early(program: Program) -> None:
     )
     program.killed()
     program.forget()
-    assert program.gives() == "5\nafter"  # the loop leaves at the same item again
+    assert program.gives() == "5\nafter"  # the loop breaks at the same item again
     assert program.ran()["same 5"] == 0
     assert numbers(program.gives()) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_stream_that_a_body_leaves_open_ends_with_its_run(program: Program) -> None:
-    """A warm worker lives on, and holds nothing of the run."""
+    """The warm worker survives, and holds nothing of the run."""
     program.write(
         """
         import json
@@ -337,7 +337,7 @@ def test_streams_in_bodies_and_of_methods_and_items_that_are_calls(program: Prog
     )
     program.killed()
     ended = program.gives()
-    # What a loop had gathered in memory is gone with it, as the page says.
+    # What a loop had gathered in memory is lost, as the page says.
     assert ended.split("\n")[-1] == "[9]"
     assert all(times == 1 for times in program.ran().values())
 
@@ -362,7 +362,7 @@ def test_large_values_and_none(program: Program) -> None:
     assert numbers(program.gives()) == [1_000_003, 0, 1_000_005]
     assert numbers(program.gives()) == [0, 1_000_001, 0, 1_000_003, 0, 1_000_005]
     assert all(times == 1 for times in program.ran().values())
-    # A value that is damaged is an error that names the file, also where failures are left out.
+    # A damaged value is an error that names the file, also where failed items are skipped.
     values = program.directory / "records" / "durable" / "a" / "values"
     for path in values.iterdir():
         content = bytearray(path.read_bytes())
@@ -377,8 +377,8 @@ def test_large_values_and_none(program: Program) -> None:
 
 
 def test_killed_at_any_instant(program: Program) -> None:
-    """No value is lost, the loop sees one twice only where it was killed holding it, and what had
-    ended does not run again."""
+    """No value is lost. The loop gets a value twice only if it was killed while it held it. An item
+    that had ended does not run again."""
     program.write(
         """
         import random, threading

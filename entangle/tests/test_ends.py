@@ -1,5 +1,5 @@
-"""How runs and bodies end, and what they end with: many at once, cancelled, short of something that
-the system limits."""
+"""How runs and bodies end: many at once, cancelled, or short of a resource that the system
+limits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ gather = process(bodies.gather)
 
 @pytest.fixture
 def grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bodies have as long after SIGTERM as a machine that is busy may need."""
+    """Allow bodies the time after SIGTERM that a busy machine may need."""
     for name in ("deadlines", "reaper", "supervisor"):
         monkeypatch.setattr(f"entangle._run.{name}.GRACE", 20.0)
 
@@ -45,8 +45,7 @@ def grace(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("grace")
 @pytest.mark.parametrize("retry", [0, 1])
 def test_all_who_are_late_are_told_before_any_is_killed(retry: int, tmp_path: Path) -> None:
-    """Each of them sees, in the time that it has after SIGTERM, that the others were told as
-    well."""
+    """While each body handles SIGTERM, it sees that the others have got it as well."""
 
     @process(timeout=2, retry=retry)
     def deaf(log: str) -> None:
@@ -58,7 +57,7 @@ def test_all_who_are_late_are_told_before_any_is_killed(retry: int, tmp_path: Pa
             os._exit(0)
 
         if any(line[0] == "together" for line in notes(log)):
-            return  # the second attempt
+            return  # at the second attempt
         signal.signal(signal.SIGTERM, told)
         note(log, "in", os.getpid())
         while len([line for line in notes(log) if line[0] == "in"]) < 3:
@@ -74,8 +73,8 @@ def test_all_who_are_late_are_told_before_any_is_killed(retry: int, tmp_path: Pa
 
 @pytest.mark.usefixtures("grace")
 def test_a_run_goes_on_while_a_late_body_has_its_time(tmp_path: Path) -> None:
-    """A body that is deaf to SIGTERM holds nobody up: others end, and go on to what is next, before
-    it is killed."""
+    """A body that ignores SIGTERM delays no other: others end, and their consumers run, before it
+    is killed."""
 
     @process(timeout=1, retry=1)
     def deaf(log: str) -> int:
@@ -109,7 +108,7 @@ def test_a_run_goes_on_while_a_late_body_has_its_time(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("grace")
 def test_threads_that_wait_for_runs_are_stopped_together(tmp_path: Path) -> None:
-    """Each of the inner runs takes its time to end: those of the others have been told by then."""
+    """Each inner run takes its time to end. Meanwhile the others have been told to end."""
     log = str(tmp_path / "log")
 
     @process
@@ -141,7 +140,7 @@ def test_threads_that_wait_for_runs_are_stopped_together(tmp_path: Path) -> None
 
 
 def test_reapers_of_runs_by_fork_leave_no_stacks() -> None:
-    """`start="fork"` said in so many words: the threads that see workers off were kept, each with
+    """With `start="fork"` given explicitly, the threads that reap workers once stayed, each with
     its stack."""
 
     def stacks() -> int:
@@ -160,8 +159,8 @@ def test_reapers_of_runs_by_fork_leave_no_stacks() -> None:
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_worker_that_is_ended_while_it_is_born_says_nothing(name: str, start: str, tmp_path: Path) -> None:
-    """The signal comes in the first moment of each worker: neither the caller's handlers nor Python
-    tell of it on stderr."""
+    """The signal arrives in the first moment of each worker. Neither the caller's handlers nor
+    Python report it on stderr."""
     source = """
         import os, signal, sys
         from entangle.errors import EntangleError
@@ -186,7 +185,7 @@ def test_a_worker_that_is_ended_while_it_is_born_says_nothing(name: str, start: 
                     print(error)
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
     """
-    # What a new interpreter runs first of all.
+    # A new interpreter imports this first.
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, sys\n"
         f"if 'spawned' in str(sys.orig_argv): os.kill(os.getpid(), signal.{name if start == 'spawn' else 'SIGUSR1'})\n"
@@ -239,7 +238,7 @@ def test_no_body_of_a_thread_begins_after_the_run(how: str, tmp_path: Path) -> N
         one_cpu = scheduler(cpus=1)
         with pytest.raises(KeyError):
             gather(thread(one_cpu(holding))(), thread(one_cpu(holding))(), thread(bad)())()
-        began.append(how)  # the one that holds the cookie
+        began.append(how)  # the body that holds the cookie
         over.set()
     else:
         stream = dataflow(thread(**again)(failing))().stream([1])
@@ -249,8 +248,8 @@ def test_no_body_of_a_thread_begins_after_the_run(how: str, tmp_path: Path) -> N
         assert waits.wait(20)
         stream.close()
         waiting.join()
-    # Threads cannot be killed. Those that slept for another attempt, or for a cookie, have nothing
-    # to do any more.
+    # Threads cannot be killed. Those that slept until another attempt, or waited for a cookie,
+    # exit.
     wait_until(lambda: not set(threading.enumerate()) - threads)
     assert began == [how]
 
@@ -285,8 +284,8 @@ def test_cancel_says_what_it_did(kind: Any, tmp_path: Path, start: str) -> None:
 
 
 def test_a_cancel_in_the_last_moment_is_kept(tmp_path: Path) -> None:
-    """The body ends with a value while another thread cancels. What was told that it is cancelled
-    has no value."""
+    """The body returns a value while another thread cancels. If `cancel` returned True, there is no
+    value."""
     inside = threading.Event()
     cancelled = threading.Event()
 
@@ -411,8 +410,8 @@ def test_one_error_says_what_is_short(what: str, starts: list[str], words: list[
 
 
 def test_files_may_have_a_most_size(tmp_path: Path) -> None:
-    """Less than a segment of the store has: what fits is stored all the same, and what does not is
-    told with the limit."""
+    """The limit is smaller than a segment of the store. Values that fit are stored all the same;
+    for the others the error names the limit."""
     source = """
         import resource
         from entangle.errors import EntangleError
@@ -445,7 +444,7 @@ def test_files_may_have_a_most_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [2_100, 3_700])
 def test_long_paths_of_runs(length: int, tmp_path: Path) -> None:
-    """And such as take six bytes a letter in JSON."""
+    """Also paths whose characters take six bytes each in JSON."""
     runs = tmp_path
     while len(os.fsencode(runs)) < length - 200:
         runs = runs / ("ä" * 60 + "x" * 60)
@@ -481,8 +480,8 @@ def test_a_path_that_is_too_long_for_the_system_is_told(tmp_path: Path, monkeypa
 
 
 def test_a_directory_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
-    """A spare worker may still rehearse when its process has removed its home. A home made anew
-    would belong to nobody, and stay."""
+    """A spare worker may still be rehearsing when its process has removed its home. A home created
+    again would have no owner, and stay."""
     gone = str(tmp_path / "home" / "run")
     flow = compile_call(num(1))
     site: Any = SimpleNamespace(

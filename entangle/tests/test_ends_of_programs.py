@@ -1,4 +1,5 @@
-"""A program ends while a run that it has started goes on: by an error, by Ctrl-C, in good order."""
+"""A program ends while a run that it has started still runs: by an error, by Ctrl-C, or
+normally."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ if __name__ == "__main__":
 
 
 def ended(tmp_path: Path, end: str, seconds: float, interrupt: bool = False) -> tuple[int, str]:
-    """The status and the last line on stderr of the program, whose run is over as well."""
+    """The exit status and the last line on stderr of the program, once its run has ended too."""
     script, pid = tmp_path / "script.py", tmp_path / "pid"
     script.write_text(PROGRAM.replace("{end}", end))
     environment = {**os.environ, "PYTHONPATH": ROOT}

@@ -1,4 +1,4 @@
-"""The tree of errors: what is caught by catching what."""
+"""The tree of errors: which errors each `except` catches."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def fail(a: int) -> NoReturn:
     ],
 )
 def test_a_frozen_error_arrives(decorator: Any) -> None:
-    """Whatever it passes through, nothing is assigned to it that it would refuse."""
+    """Nothing that it passes through assigns an attribute to it."""
     call = decorator(fail)(3)
 
     async def wait() -> None:
@@ -130,7 +130,8 @@ def gives_a_lock() -> Any:
     return threading.Lock()
 
 
-@thread(cache=True)  # a lock cannot travel to a process, where this one must not be forked
+# A lock cannot be pickled for another process, and this process must not be forked here.
+@thread(cache=True)
 def of_a_lock(lock: Any) -> bool:
     return lock is not None
 
@@ -150,7 +151,7 @@ def dies() -> None:
     ids=["unpicklable", "no key", "killed"],
 )
 def test_errors_name_the_page_that_explains_them(call: Callable[[], Any], page: str) -> None:
-    """Once, and not in the text, which others quote. MayHaveRunError: test_durable.py."""
+    """Once, and not in the message, which others quote. For MayHaveRunError see test_durable.py."""
     with pytest.raises(EntangleError) as caught:
         call()
     assert notes_of(caught.value).count(more(page)) == 1

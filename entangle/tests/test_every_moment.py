@@ -1,7 +1,7 @@
-"""A worker is killed, or the caller interrupted, at one moment after the other of the engine's own
+"""A worker is killed, or the caller interrupted, at one moment after another of the engine's own
 code.
 
-Some of the moments here; `drill/` takes all.
+These tests take a sample of the moments; `drill/` takes all.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .moments import SHAPES, Interrupting, Killing, meets, rooms_of_moments
 
 @pytest.fixture(autouse=True)
 def _pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool of one cookie, which a process makes once and keeps, is there before anybody
-    counts. There is one device."""
+    """Create the pool of one cookie, which a process keeps, before anything is counted. There is
+    one device."""
     monkeypatch.setenv("ENTANGLE_GPUS", "0")
     assert SHAPES["pool"].call(str(tmp_path / "first"))(start="fork") == 15
 
@@ -43,7 +43,7 @@ def test_a_worker_killed_between_two_writes(name: str, step: int, tmp_path: Path
     shape = SHAPES[name]
     for depth, serial in shape.victims:
         number = 1
-        # The first worker may have done all before another one has come so far.
+        # The first worker may have done all the work before another one gets that far.
         again = 0 if (depth, serial) == (0, 1) else 20
         while (met := meets(shape, tmp_path / "log", Killing(number, depth, serial))) or (number == 1 and again):
             again -= not met
@@ -52,8 +52,8 @@ def test_a_worker_killed_between_two_writes(name: str, step: int, tmp_path: Path
 
 
 def test_moments_are_those_of_the_whole_engine() -> None:
-    """Code that moves to another directory would else be left out, and nobody would notice."""
-    # Two rooms within these, where they are used.
+    """Else code that moves to another directory would be left out unnoticed."""
+    # `progress` and `identity` are subdirectories, loaded only where they are used.
     assert rooms_of_moments() - {"progress", "identity"} == {"_shared", "_worker", "_run", "entangle"}
 
 

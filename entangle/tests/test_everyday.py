@@ -1,7 +1,7 @@
-"""What people reach for every day, over every way to run a graph.
+"""What people use every day, in every way to run a graph.
 
-`fork`, `forkserver`, `spawn`, a second thread in the caller, another Python of this version and of
-another one, another host, a container.
+The ways: fork, forkserver, spawn, a second thread in the caller, another Python of this version and
+of another one, another host, a container.
 """
 
 # Decorators are passed around as values here, and have no types then.
@@ -149,7 +149,7 @@ def test_a_stream_of_values(way: Way) -> None:
 
 
 def test_a_gpu_each(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In another place by a run of the body there: it has GPUs of its own."""
+    """In another place the body starts the run there, since that place has GPUs of its own."""
 
     def devices() -> list[tuple[int, str]]:
         os.environ["ENTANGLE_GPUS"] = "0,1"
@@ -159,7 +159,7 @@ def test_a_gpu_each(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
         return found
 
     for name in ("ENTANGLE_GPUS", "CUDA_VISIBLE_DEVICES"):
-        monkeypatch.setenv(name, "0,1")  # put back afterwards
+        monkeypatch.setenv(name, "0,1")  # monkeypatch restores it afterwards
     got = devices() if way.here else way.process(devices)()()
     assert [x for x, _ in got] == list(range(6))
     assert {device for _, device in got} <= {"0", "1"}

@@ -1,4 +1,4 @@
-"""Every example runs as the documentation says, ends well, and prints something worth reading."""
+"""Every example runs as documented, exits with success, and prints something meaningful."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .services import given
 from .services.hosts import what_is_missing
 from .ways import installed, missing
 
-#: What each example's output must show, as regular expressions.
+#: What the output of each example must contain, as regular expressions.
 TELLING = {
     "durableexample": [r"killed\nkilled\n320", r"download\('cy'\) ran 1 time\b", r"measure +ran 2 times", r"total +ran 2 times"],
     "dataflowexample": [r"told: emit", r"told: greet", r"leaves: \(27, 'ADA LOVELACE!', 12\)", r"again"],
@@ -58,7 +58,7 @@ TELLING = {
     "sshschedulerexample": [r"three +on", r"add +on", r"result is 5"],
     "example": [r"add", r"process \d+", r"result is 10"],
     "example2": [r"(?i)server", r"\d+"],
-    # A process gets its GPU first and a node after, any; on one CPU, one may take both nodes.
+    # Each process serves one GPU for life. On one CPU, one process may take both nodes.
     "example3": [
         r"There is no GPU.*NVML.*ENTANGLE_GPUS=0,1",
         r"GPU [01],.* 100 populations",
@@ -89,19 +89,19 @@ TELLING = {
     "timeoutexample": [r"ProcessTimeoutException|took|longer", r"ThreadTimeoutException|thread"],
 }
 
-#: What runs in containers, and what on other hosts.
+#: Examples that run in containers; those on other hosts are in FAR.
 CONTAINED = ("aiexample", "dockerexample", "lineageexample")
-#: What installs packages in its container, from an index that is elsewhere.
+#: Examples that install packages in their container, from an index on the network.
 INSTALLING = ("aiexample",)
-#: What a new user writes first. Each shows what it takes: no more lines than these.
+#: What a new user writes first. Each has at most so many lines.
 EVERY_DAY, LINES = ("cached_analysis_example", "fetch_example", "images_example", "map_example", "sweep_example"), 60
-#: What shows its progress in a log, if it takes longer than a second.
+#: Examples that log their progress, if they take longer than a second.
 SHOWING = ("images_example",)
 NEEDED = {"sweep_example": "sklearn", "images_example": "PIL"}
-#: What sends its records to a Gremlin server.
+#: Examples that send their records to a Gremlin server.
 GRAPHED = ("pipelinesexample",)
-#: What needs an engine or a cloud as well: `engines/test_examples_there.py`,
-#: `clouds/test_documents.py`.
+#: Examples that also need an engine or a cloud: `engines/test_examples_there.py` and
+#: `clouds/test_documents.py` run them.
 ENGINES = ("cloudsexample", "mixedplacesexample")
 FAR = ("hosts", "sshdataflowexample", "sshschedulerexample")
 
@@ -150,7 +150,7 @@ def test_example_with_a_graph_database(name: str, tmp_path: Path, tmp_path_facto
 
 
 def check(name: str, tmp_path: Path, **environment: str) -> None:
-    """Run an example, and look at what it printed and left."""
+    """Run an example, and check what it printed and left behind."""
     done = run(name, tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if not (name in SHOWING and "thumbnail" in line)]
@@ -158,7 +158,7 @@ def check(name: str, tmp_path: Path, **environment: str) -> None:
     for wanted in TELLING.get(name, []):
         assert re.search(wanted, done.stdout), f"{wanted!r} is not in what it printed:\n{done.stdout}"
     assert [path.name for path in (tmp_path / "runs").glob("entangle-*/*")] == []
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]  # an example leaves no files about
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]  # an example leaves no files behind
 
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn"])
@@ -171,7 +171,7 @@ def test_example_without_fork(name: str, start: str, tmp_path: Path) -> None:
 
 
 def test_an_example_that_lacks_a_package_says_what_to_install(tmp_path: Path) -> None:
-    """All in one process, which finds the core's packages and no others."""
+    """All run in one process, which finds only the packages of the core."""
     asking = {name for name in FOUND if "pip install" in source_of(name)}
     assert asking >= {name for name in FOUND if name not in CONTAINED and others_in(source_of(name))}
     for package in ("cloudpickle", "psutil"):
@@ -206,7 +206,7 @@ def source_of(name: str) -> str:
 
 
 def others_in(source: str) -> set[str]:
-    """The modules that a program imports and that are neither Python's nor ours."""
+    """The modules that a program imports from outside the standard library and this package."""
     nodes = list(ast.walk(ast.parse(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
@@ -227,7 +227,8 @@ def test_what_people_write_every_day_is_short(name: str) -> None:
 
 
 def test_the_sweep_finds_what_scikit_learn_finds_by_itself(tmp_path: Path) -> None:
-    """In one process, one setting after the other. Not in this one: other tests fork it."""
+    """In one other process, one setting after the other: tests fork this process, so it must not
+    load scikit-learn."""
     source = """
     import sys
     from sklearn.datasets import load_digits
@@ -248,7 +249,7 @@ def test_the_sweep_finds_what_scikit_learn_finds_by_itself(tmp_path: Path) -> No
     assert output_of(tmp_path, source, PYTHONWARNINGS="default") == "10 {'rbf, C=-1': 'ValueError'} True\n"
 
 
-#: Runs a notebook as nbclient does, and prints what its cells gave as JSON.
+#: Runs a notebook with nbclient, and prints the outputs of its cells as JSON.
 EXECUTE = """
 import json, sys
 import nbclient, nbformat
@@ -261,8 +262,8 @@ print(json.dumps([[output.get("data", output) for output in cell.outputs] for ce
 
 @pytest.mark.timeout(180)
 def test_the_notebook_ends_in_a_table(tmp_path: Path) -> None:
-    """Executed for real. The best settings are those that are flexible enough; the bad one is an
-    error in its row."""
+    """Runs the real notebook. The best settings are flexible enough; the bad one is an error in its
+    row."""
     for package in ("nbclient", "ipykernel", "pandas"):
         installed(package)
     notebook = Path(entangle.examples.__path__[0], "sweep_notebook.ipynb")
