@@ -1,4 +1,4 @@
-"""Executor: what `concurrent.futures` promises, and what it adds."""
+"""Executor: what `concurrent.futures` promises, and what Executor adds."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_is_known_to_be_short() -> None:
-    """As in a new program. Calls of a function that was short go to a busy worker ahead of time,
-    and cannot be cancelled then: an earlier test would decide."""
+    """Forget measured durations, as in a new program. A call known to be short is sent ahead to a
+    busy worker, and can then not be cancelled; so the result would depend on earlier tests."""
     _known.clear()
 
 
@@ -249,7 +249,7 @@ def test_an_error_in_map_comes_in_its_turn(executor: Executor) -> None:
 
 
 def test_items_that_wait_for_each_other(executor: Executor, tmp_path: Path) -> None:
-    """Short calls are sent together. One that then takes long must not keep those behind it."""
+    """Short calls are sent together. One that then takes long must not delay those after it."""
     assert list(executor.map(bodies.meet, [str(tmp_path)] * 300, map(str, range(300)), [[]] * 300))
     names = [f"n{number}" for number in range(20)]
     others: list[list[str]] = [[]] * 20
@@ -258,12 +258,13 @@ def test_items_that_wait_for_each_other(executor: Executor, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_call_that_is_taken_back_runs_once(executor: Executor, tmp_path: Path, after: bool) -> None:
-    """Its worker has no CPU just before it looks whether the call is taken back, or just after."""
+    """Its worker loses its CPU just before it checks whether the call is taken back, or just
+    after."""
     folder = str(tmp_path)
     paused = executor.submit(bodies.pause_later, folder, after).result()
     held = [executor.submit(bodies.waits_in_its_worker, folder) for _ in range(2)]
     wait_until(lambda: len(list(tmp_path.glob("in-*"))) == 2)
-    function_of(bodies.note).seconds = 1e-4  # so that several go in one message
+    function_of(bodies.note).seconds = 1e-4  # so that one message holds several calls
     calls = [executor.submit(bodies.note, folder, number) for number in range(40)]
     (tmp_path / f"go-{paused}").touch()
     wait_until((tmp_path / "paused").exists)
@@ -356,7 +357,7 @@ def test_a_long_chain_ends_with_its_first_one(tmp_path: Path, how: str) -> None:
 
 
 def interrupted_in(executor: Executor, step: str) -> None:
-    """Have Ctrl-C come while the executor gives a call to a worker, or starts one."""
+    """Send SIGINT while the executor gives a call to a worker, or starts a worker."""
     calls = executor._calls
     usual = getattr(calls, step)
 
@@ -369,13 +370,13 @@ def interrupted_in(executor: Executor, step: str) -> None:
 
 
 def test_ctrl_c_while_values_are_taken(executor: Executor) -> None:
-    """At each step of the iteration, as a trace function sees them."""
+    """The interrupt comes at each step of the iteration, as a trace function sees the steps."""
     for step in range(0, 60, 3):
         values, steps = executor.map(bodies.add, range(2)), itertools.count()
 
         def trace(frame: Any, event: str, argument: Any, steps: Any = steps, step: int = step) -> Any:
             if frame.f_code.co_name == "__del__":
-                return None  # Python would drop the error
+                return None  # Python would discard the error
             if next(steps) == step:
                 sys.settrace(None)
                 raise KeyboardInterrupt
@@ -606,7 +607,7 @@ def test_a_body_that_closes_all_descriptors(capfd: pytest.CaptureFixture[str]) -
             assert len(executor.submit(bodies.closes_all, size).result(20)) == size
             pids.add(executor.submit(bodies.pid).result(20))
         with pytest.raises(EntangleError, match="closed the descriptors of its worker"):
-            executor.submit(bodies.closes_all, 100_000).result(20)  # it would have come in a message
+            executor.submit(bodies.closes_all, 100_000).result(20)  # its value would have come in a message
         assert executor.submit(bodies.pid).result(20) not in pids
         assert len(pids) == 3
     assert capfd.readouterr().err == ""
@@ -715,8 +716,8 @@ if __name__ == "__main__":
 
 
 def test_the_state_of_a_script_stays_in_its_worker(tmp_path: Path) -> None:
-    """As in a process that has the script itself; but what the script has changed since comes
-    along."""
+    """As in a process that runs the script itself. But what the script has changed since then is
+    sent with the call."""
     (tmp_path / "script.py").write_text(STATE)
     environment = {**os.environ, "PYTHONPATH": ROOT}
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50)
@@ -770,7 +771,8 @@ def test_workers_start_when_they_are_needed() -> None:
 
 @pytest.mark.parametrize("end", ["open", "shut", "collected"])
 def test_a_worker_of_a_leaking_body_retires(end: str) -> None:
-    """A retirement loses no call, however many wait, and whatever has become of the executor."""
+    """No call is lost when a worker retires, however many wait, and even if the executor is shut
+    down or collected."""
     executor = Executor(1)
     futures = [executor.submit(bodies.leak_descriptors, 8) for _ in range(40)]
     thread = executor._calls.thread
@@ -875,7 +877,7 @@ def test_workers_are_ended(end: str) -> None:
 
 @pytest.mark.parametrize("end", ["is ended", "dies"])
 def test_the_runs_of_a_worker_that_is_killed_go_with_it(end: str, tmp_path: Path) -> None:
-    """What they have in shared memory would else be there until the program ends."""
+    """Otherwise their shared memory would stay until the program ends."""
     executor = Executor(2)
     future = executor.submit(bodies.run_begun_and_waits, str(tmp_path))
     wait_until(lambda: list(tmp_path.iterdir()))
@@ -967,7 +969,7 @@ def test_large_values_are_mapped_and_their_files_used_again(executor: Executor, 
     for number in range(40):
         value = executor.submit(body, bodies.Buffered.of(number, size)).result()
         assert value.ends() == (size, number, number)
-        value.data[0] = 255  # it is the caller's own
+        value.data[0] = 255  # the caller may write to it
     assert len(_mapped(executor)) <= 8
 
 

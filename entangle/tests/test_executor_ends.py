@@ -1,4 +1,4 @@
-"""Programs with executors: how they end, and that nothing is left of them."""
+"""Programs with executors: how they end, and that they leave nothing behind."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_calls_with_the_program(tmp_path: Path, ended: str, body: st
     path = str(tmp_path / "a")
     with _start(f"path = {path!r}\n{body}") as started:
         _wait_until(lambda: os.path.exists(path))
-        time.sleep(0.2)  # the program waits
+        time.sleep(0.2)  # so that the program waits by then
         os.kill(started.pid, signal.SIGINT)
         try:
             out, err = started.communicate(timeout=20)
@@ -174,8 +174,8 @@ def test_ctrl_c_ends_calls_with_the_program(tmp_path: Path, ended: str, body: st
 
 
 def test_a_program_that_closes_all_descriptors(tmp_path: Path) -> None:
-    """Its executor is broken, and says why; the next one works. What it then opens under the same
-    numbers stays as it is."""
+    """Its executor is broken, and says why; the next executor works. Files that the program then
+    opens under the same descriptor numbers are not touched."""
     code, out, err = _run(f"""
 executor = Executor(2)
 waiting = executor.submit(time.sleep, 60)

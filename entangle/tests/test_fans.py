@@ -1,4 +1,5 @@
-"""Fans: many leaves with one body and one consumer, which a worker runs a few at a time."""
+"""Fans: many leaves with one body and one consumer. A worker runs them a few at a time, in a
+stretch."""
 
 from __future__ import annotations
 
@@ -83,7 +84,7 @@ def test_many_fans_and_where_one_ends() -> None:
     flow = compile_call(total(*groups))
     assert flow.fans == [(at, at + 20) for at in range(0, 1000, 20)]
     assert total(*groups)() == 50 * sum(x * x for x in range(20))
-    # Written the other way round, the fans still stand in order.
+    # Nested the other way round, the fans are still in order.
     mixed = compile_call(gather(total(*[square(x) for x in range(20)], total(*[square(x) for x in range(30)]))))
     assert mixed.fans == sorted(mixed.fans)
 
@@ -121,7 +122,8 @@ class Level(enum.IntEnum):
 
 
 def test_values_keep_their_types() -> None:
-    """Numbers travel in records of 64 bits: what looks like one and is none must not become one."""
+    """Numbers are passed in records of 64 bits. A value that only resembles a number must not
+    become one."""
     same = process(lambda x: x)
     edges = [(1 << 63) - 1, -1 << 63, 1 << 63, (-1 << 63) - 1, 1 << 200]
     values: list[Any] = [*edges, True, False, None, 0, 0.0, -0.0, float("inf"), float("nan"), 5e-324, 1j, "1", b"1", Level.HIGH]
@@ -208,7 +210,7 @@ def test_of_a_killed_worker_one_leaf_is_lost(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_worker_dies_before_it_tells_what_it_has_done(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is lost then, and nothing runs twice. The first stretch is one leaf alone."""
+    """Then nothing is lost, and nothing runs twice. The first stretch is a single leaf."""
     log, told = str(tmp_path / "log"), str(tmp_path / "told")
     publish = Fanning._publish_stretch
 
@@ -230,7 +232,8 @@ def test_a_worker_dies_before_it_tells_what_it_has_done(number: int, tmp_path: P
 
 
 def test_leaves_do_not_wait_for_one_that_takes_long(tmp_path: Path) -> None:
-    """The fortieth waits for the last: nobody gets anywhere if it keeps the others."""
+    """The fortieth waits for the last: if its worker kept the leaves of its stretch, none would
+    ever end."""
     last = tmp_path / "last"
 
     @process
@@ -282,8 +285,8 @@ def test_nested_runs_in_a_fan() -> None:
 
 @pytest.fixture
 def stretch(tmp_path: Path) -> Any:
-    """Thirty leaves of one consumer. Slot 1 has claimed 0 to 9 as a stretch, of which 0 to 3 are
-    done and 4 runs; its range goes on to 14."""
+    """Thirty leaves of one consumer. Slot 1 has claimed 0 to 9 as a stretch: 0 to 3 are done, and 4
+    runs. The range of slot 1 ends with 14."""
     flow = compile_call(square.map(range(30)))
     table = Table.create(flow, 3, [PROCESS] * len(flow.bodies), str(tmp_path / "table"))
     slots = table.slots
@@ -302,19 +305,20 @@ def test_a_recount_leaves_an_open_stretch_to_its_worker(stretch: Table) -> None:
     stretch.header[OWNER] = 2
     with stretch.locked(UNCLAIMED):
         assert stretch.pop(PROCESS) == -1
-        assert stretch.pending[30] == 30  # not told of any
+        assert stretch.pending[30] == 30  # the consumer has been told of none
 
 
 @pytest.mark.parametrize("ended", [0, 1, 4, 9, 10])
 def test_a_stretch_is_settled_from_what_its_worker_has_written(stretch: Table, ended: int) -> None:
-    """The worker has written no more than begin, values and ends when it dies."""
+    """When the worker dies, it has written only when it began, the values, and when the leaves
+    ended."""
     stretch.states[0:5] = bytes((RUNNING, WAITING, WAITING, WAITING, WAITING))
     stretch.slots[SLOT + NODE], stretch.slots[SLOT + BEGUN], stretch.slots[SLOT + SINCE] = 0, RUNS, 100
     stretch.started[0] = 100
     for leaf in range(ended):
         stretch.ended[leaf] = 101 + leaf
     with stretch.locked(UNCLAIMED):
-        for _ in range(2):  # once more changes nothing
+        for _ in range(2):  # a second time changes nothing
             stretch.settle_stretch(1, over=True)
     running = [RUNNING] if ended < 10 else []
     assert list(stretch.states[:10]) == [*[DONE] * ended, *running, *[WAITING] * (9 - ended)]
@@ -324,8 +328,8 @@ def test_a_stretch_is_settled_from_what_its_worker_has_written(stretch: Table, e
 
 
 def test_a_worker_that_goes_on_says_itself_where_it_is(stretch: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may write its next node while the supervisor settles its stretch: that must not be lost,
-    or the leaf that it runs would be taken back and run twice."""
+    """It may write its next node while the supervisor settles its stretch. If that write were lost,
+    the leaf that it runs would be taken back, and run twice."""
     flow = stretch.flow
     assert flow is not None
     stretch.slots[SLOT + BEGUN], stretch.started[0] = RUNS, 100
@@ -340,7 +344,7 @@ def test_a_worker_that_goes_on_says_itself_where_it_is(stretch: Table, monkeypat
     with stretch.locked(UNCLAIMED):
         stretch.settle_stretch(1)
         assert stretch.slots[SLOT + NODE] == 5
-        stretch.slots[SLOT + NODE] = 4  # a write that is on its way
+        stretch.slots[SLOT + NODE] = 4  # a write that is just arriving
         assert stretch.take_back(1, flow, stretch.lanes) == 0
     assert stretch.slots[SLOT + STRETCH_HIGH] == 10
 
@@ -357,8 +361,8 @@ def test_the_rest_of_a_stretch_is_taken_back(stretch: Table) -> None:
 
 
 def test_leaves_that_are_given_back_have_left_the_stretch(stretch: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another takes them from the range of a worker that dies just then: they must not become
-    ready as well."""
+    """Another worker may take them from the range of a worker that dies just then, so they must not
+    also become ready."""
 
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
@@ -402,7 +406,7 @@ def test_nothing_is_taken_back_from_a_worker_that_has_gone_on(stretch: Table, mo
 
 
 def test_many_small_leaves_with_jumps_in_what_they_take() -> None:
-    """Whatever a stretch was sized for, all leaves come out, each once."""
+    """However well a stretch was sized, each leaf runs once."""
 
     @process
     def jumps(x: int) -> int:

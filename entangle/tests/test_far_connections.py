@@ -15,7 +15,7 @@ from .services.scripted_server import ScriptedServer
 
 
 class _Server(ScriptedServer):
-    """Says what it was asked for; by the path, it closes the connection or sends on."""
+    """Repeats the request. Depending on the path, it closes the connection or redirects."""
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -68,16 +68,17 @@ def test_no_answer_is_an_error(server: _Server) -> None:
     assert _body("GET", f"{server.url}/a") == "GET /a "
     with pytest.raises(OSError, match="closed connection"):
         connections.request("GET", f"{server.url}/silent")
-    assert server.asked[-2:] == ["GET /silent"] * 2  # once more, as the first could have been too late
+    # The request was repeated: the server might have closed the idle connection before it.
+    assert server.asked[-2:] == ["GET /silent"] * 2
 
 
 def test_where_it_is_sent_on(server: _Server) -> None:
     assert _body("GET", f"{server.url}/on") == "GET /there "
-    assert connections.request("PUT", f"{server.url}/on", b"all")[0] == 307  # as urllib does: no data goes elsewhere
+    assert connections.request("PUT", f"{server.url}/on", b"all")[0] == 307  # as urllib does: data is not redirected
 
 
 def test_through_a_proxy(server: _Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies that it found first
+    monkeypatch.setattr(urllib.request, "_opener", None)  # the opener caches the proxies that it found first
     monkeypatch.setenv("http_proxy", server.url)
     monkeypatch.setenv("no_proxy", "")
     assert _body("GET", "http://bucket.invalid/a") == "GET http://bucket.invalid/a "

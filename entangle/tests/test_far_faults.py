@@ -1,7 +1,7 @@
-"""What goes wrong between here and another place: interrupts in the middle of messages, cancels
-that come early, ends that must come.
+"""What goes wrong between this process and another place: interrupts in the middle of messages,
+cancels that come early, ends that must come.
 
-Whatever it is, the next call works at once, and a program ends in a few seconds.
+In each case the next call works at once, and a program ends in a few seconds.
 """
 
 # Decorators are passed around as values here, and have no types then.
@@ -40,30 +40,29 @@ from .evidence import alive, notes, pids_in, wait_until
 from .far_bodies import Slow, freezes, give, print_for_ever, size, touch
 from .services import given as services
 
-#: Seconds in which the next call has its value, and a program is over, on a machine that is busy
-#: with other things.
+#: The next call must return, and a program end, within so many seconds, even on a busy machine.
 SOON = 15.0
 LARGE = 300 << 20
 
 
 @pytest.fixture(scope="session")
 def hosts() -> None:
-    """Start the hosts before anybody looks at what a test leaves behind. Without them the tests of
-    other Pythons go on."""
+    """Start the hosts before a test is checked for what it leaves behind. If there are none, the
+    tests of other Pythons still run."""
     with contextlib.suppress(pytest.skip.Exception):
         services.shared_hosts()
 
 
 @pytest.fixture(params=["interpreter", "openssh", pytest.param("paramiko", marks=pytest.mark.drill)])
 def door(request: pytest.FixtureRequest, hosts: None) -> Callable[..., Any]:
-    """Another Python, by a pipe, by the ssh program and by paramiko."""
+    """Another Python, through a pipe, the ssh program or paramiko."""
     if request.param == "interpreter":
         return interpreter()
     return ssh(**services.shared_hosts().options("alpha", transport=request.param))
 
 
 def program(folder: Path, text: str) -> str:
-    """A program of Python's that passes for one."""
+    """A Python program that is used in place of an interpreter."""
     path = folder / "python"
     path.write_text(f"#!{sys.executable}\n{text}\n")
     path.chmod(0o755)
@@ -72,7 +71,7 @@ def program(folder: Path, text: str) -> str:
 
 @pytest.fixture
 def slow_python(tmp_path: Path) -> str:
-    """A Python behind a connection that takes 4 MB a second each way."""
+    """A Python behind a connection of 4 MB a second in each direction."""
     return program(
         tmp_path,
         f"""
@@ -92,7 +91,7 @@ pump(child.stdout.fileno(), 1)
 
 @pytest.fixture(params=["interpreter", *(pytest.param(by, marks=pytest.mark.drill) for by in ("openssh", "paramiko"))])
 def any_door(request: pytest.FixtureRequest, hosts: None) -> Callable[..., Any]:
-    """The same, where the connection is not known to make a difference."""
+    """As `door`, for tests to which the kind of connection should not matter."""
     if request.param == "interpreter":
         return interpreter()
     return ssh(**services.shared_hosts().options("alpha", transport=request.param))
@@ -100,7 +99,7 @@ def any_door(request: pytest.FixtureRequest, hosts: None) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def ctrl_c(after: float) -> Iterator[None]:
-    """The block is interrupted."""
+    """Check that Ctrl-C interrupts the block."""
     timer = threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -135,8 +134,8 @@ def test_ctrl_c_in_the_middle_of_a_large_message(door: Callable[..., Any], way: 
 
 @pytest.mark.parametrize("way", ["there", "back"])
 def test_a_slow_connection_is_free_for_the_next_call(slow_python: str, way: str) -> None:
-    """After Ctrl-C, a cancel, a deadline and the failure of another call in the middle of what
-    takes a minute."""
+    """After Ctrl-C, a cancel, a deadline or the failure of another call, in the middle of a
+    transfer that takes a minute."""
     door = interpreter(python=slow_python)
     there, back = door(size), door(give)
     assert there(b"x")() == 1
@@ -171,8 +170,8 @@ def together(*values: Any) -> int:
 
 
 def test_who_is_interrupted_breaks_no_call_of_another_thread() -> None:
-    """Ctrl-C lands anywhere in many calls of the main thread; two other threads use the same agent,
-    and so does it afterwards."""
+    """Ctrl-C comes anywhere in many calls of the main thread, while two other threads use the same
+    agent. The agent must still serve them all."""
     same, pid = interpreter(bodies.same), interpreter(bodies.pid)
     agent = pid()()
     over = threading.Event()
@@ -194,14 +193,15 @@ def test_who_is_interrupted_breaks_no_call_of_another_thread() -> None:
     for other in others:
         other.start()
     interrupted = 0
-    gc.disable()  # what is raised in a callback of the collector, as Hypothesis has one, is lost
+    # An exception in a callback of the garbage collector, such as that of Hypothesis, is lost.
+    gc.disable()
     try:
         for turn in range(60):
             data = bytes(3_000_000 if turn % 3 else 10)
             timer = threading.Timer(0.0003 * turn, os.kill, (os.getpid(), signal.SIGINT))
             try:
                 timer.start()
-                # Not by a run: what is interrupted here is the message alone.
+                # Without a run, so that only the message is interrupted.
                 assert len(there.call(task(bodies.same), (data,), {})) == len(data)
                 timer.join()
                 time.sleep(0.01)
@@ -220,8 +220,7 @@ def test_who_is_interrupted_breaks_no_call_of_another_thread() -> None:
 
 
 def test_what_a_handler_raises_is_the_callers(tmp_path: Path) -> None:
-    """Any signal whose handler raises, not only Ctrl-C; and handlers are as they were
-    afterwards."""
+    """This holds for any signal whose handler raises. Afterwards the handlers are as before."""
 
     class Late(Exception):
         pass
@@ -293,12 +292,12 @@ def test_an_agent_that_was_stopped_is_given_up_with_the_call(door: Callable[...,
         works_at_once(door(bodies.num)(3), 3)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # by ssh nobody can kill it from here
+            os.kill(pid, signal.SIGKILL)  # closing a connection of ssh does not kill it
     wait_until(lambda: not alive(pid))
 
 
 def test_lines_of_several_threads_that_are_long(capfd: pytest.CaptureFixture[str]) -> None:
-    """Messages of more than one frame must not get into one another."""
+    """Messages of more than one frame must not be mixed."""
 
     @interpreter
     def prints() -> int:
@@ -362,13 +361,13 @@ def test_a_cancel_before_a_cookie_was_free_there(any_door: Callable[..., Any], t
     cancelled_in(waits)
     Path(go).touch()
     holder.result(SOON)
-    assert any_door(scheduler(cpus=1)(bodies.num))(2)() == 2  # takes that cookie in its turn
+    assert any_door(scheduler(cpus=1)(bodies.num))(2)() == 2  # takes the same cookie in its turn
     assert not os.path.exists(ran)
 
 
 @pytest.mark.parametrize("carrier", ["none", "process", "thread"])
 def test_a_cancel_between_two_attempts(carrier: str, tmp_path: Path) -> None:
-    """There is no other attempt, and nobody waits for the end of the pause."""
+    """There is no further attempt, and nothing waits for the end of the pause."""
     log = str(tmp_path / "log")
 
     def fails(log: str) -> None:
@@ -460,7 +459,7 @@ def test_a_program_ends_whatever_a_far_side_does(flood: str, waits: bool, tmp_pa
 
 
 def test_ctrl_c_ends_the_end(tmp_path: Path) -> None:
-    """While a program waits for an agent that was stopped, which takes a few seconds."""
+    """The program waits a few seconds for an agent that was stopped. Ctrl-C ends this wait."""
     caller = Caller(
         tmp_path,
         """

@@ -1,4 +1,4 @@
-"""The modules that come to an agent: those that it gets unasked, and those that it asks for."""
+"""The modules that an agent gets: those that are sent at the start, and those that it asks for."""
 
 from __future__ import annotations
 
@@ -32,29 +32,31 @@ def test_the_first_modules_need_only_each_other() -> None:
 
 
 def test_the_engine_is_named_as_it_is() -> None:
-    """A name that is gone would only be missed where nothing has loaded the module here."""
+    """An outdated name would otherwise be noticed only if nothing had loaded the module here."""
     ours = [name for name in (*FIRST, *_ENGINE) if name.startswith("entangle.")]
     assert [name for name in ours if name.removeprefix("entangle.") not in MODULES] == []
 
 
 def test_the_far_program_of_a_service_has_all_that_it_may_import() -> None:
-    """Nobody answers there when a module is wanted that has not come, perhaps when a body fails."""
-    code = "from entangle._services.caller.code import Code; print(*Code._engine(None))"  # nothing else is loaded
+    """Nothing there answers a request for another module. It would fail late, perhaps when a body
+    fails."""
+    # In a process that has loaded nothing else.
+    code = "from entangle._services.caller.code import Code; print(*Code._engine(None))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     known = {name for name in done.stdout.split() if name.startswith("entangle.")}
     lacking = {
         needed
-        for name in known - {"entangle._records.views"}  # drawings are not for there
+        for name in known - {"entangle._records.views"}  # drawing is not needed there
         if name.startswith(tuple(f"entangle.{room}" for room in ("_shared", "_worker", "_run", "_records", "_depot", "_services")))
         for needed, _, _ in imports(name.removeprefix("entangle."))
         if needed.startswith("entangle.") and needed not in known
     }
     assert "entangle._worker.keeping" in known
-    assert lacking == {"entangle._run.progress.following"}  # for a terminal
+    assert lacking == {"entangle._run.progress.following"}  # used only at a terminal
 
 
 def test_other_threads_import_while_one_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread that reads the answer must not need a lock that the one that asks is holding."""
+    """The thread that reads the answer must not need a lock that the asking thread holds."""
     imported = []
 
     def ask(name: str) -> object:
@@ -74,14 +76,14 @@ def test_other_threads_import_while_one_asks(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A folder with a copy of entangle, without its tests."""
+    """A directory with a copy of entangle, without its tests."""
     there = tmp_path / "copy"
     shutil.copytree(Path(entangle.__file__).parent, there / "entangle", ignore=shutil.ignore_patterns("tests", "__pycache__"))
     return there
 
 
 def _said_elsewhere(tmp_path: Path, path: Path) -> str:
-    """What a program prints that runs a task in another Python, with entangle from that path."""
+    """The output of a program that runs a task in another Python, with entangle from that path."""
     script = tmp_path / "script.py"
     script.write_text(
         f"import entangle\nassert entangle.__file__.startswith({os.fspath(path)!r})\n"
@@ -97,7 +99,7 @@ def _said_elsewhere(tmp_path: Path, path: Path) -> str:
 
 
 def test_entangle_may_lie_in_a_zip_file(tmp_path: Path, copy: Path) -> None:
-    """As `python -m zipapp` packs a program with all that it needs."""
+    """`python -m zipapp` packs a program with all that it needs."""
     packed = Path(shutil.make_archive(os.fspath(tmp_path / "packed"), "zip", copy))
     assert _said_elsewhere(tmp_path, packed) == "42\n"
 

@@ -1,5 +1,5 @@
-"""Words of another place: what could control the terminal is written out, what is no message is an
-error, questions are bounded."""
+"""Text and messages from another place: control characters are escaped, an invalid message is an
+error, and the questions that a place may ask are limited."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -41,12 +41,12 @@ from .callers import Caller
 from .evidence import text_of
 from .places import far_pythons
 
-#: Seconds within which there is an answer, on a machine that is busy with other things.
+#: Even on a busy machine, an answer must come within so many seconds.
 SOON = 15.0
 
 
 def program(folder: Path, text: str) -> str:
-    """A program of Python's that passes for one."""
+    """A Python program that is used in place of an interpreter."""
     path = folder / "python"
     path.write_text(f"#!{sys.executable}\n{text}\n")
     path.chmod(0o755)
@@ -119,7 +119,7 @@ def test_a_file_gets_what_was_printed(capfd: pytest.CaptureFixture[str]) -> None
 
 
 def test_errors_are_escaped_wherever_they_speak() -> None:
-    """Messages, notes, tracebacks, causes: whatever somebody prints of them."""
+    """Messages, notes, tracebacks and causes, however they are printed."""
 
     def message() -> None:
         raise ValueError(WORDS)
@@ -220,7 +220,7 @@ def test_what_is_escaped(text: str, shown: str) -> None:
 
 
 class Given(ByteStream):
-    """A stream to what a test says."""
+    """A stream whose far side is a function of the test."""
 
     def __init__(self, speaks: Callable[[socket.socket], None]) -> None:
         self._ours, self._theirs = socket.socketpair()
@@ -246,7 +246,7 @@ class Given(ByteStream):
 
 
 class Somewhere(Transport):
-    """A place of which a test says what it says."""
+    """A place whose far side is a function of the test."""
 
     def __init__(self, speaks: Callable[[socket.socket], None], timeout: float = 10.0) -> None:
         self.speaks = speaks
@@ -287,7 +287,7 @@ HELLO = message(frames.HELLO, 0, json.dumps(ABOUT).encode())
 
 
 def call_of(said: bytes, hello: bytes = HELLO, more: Callable[[socket.socket], None] = lambda line: None) -> Any:
-    """Make a call to a place that says this once it has got it."""
+    """Call a place that sends these bytes once it has received the call."""
 
     def speaks(line: socket.socket) -> None:
         line.sendall(GREETING + hello)
@@ -405,7 +405,7 @@ said = st.lists(
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(said)
 def test_no_words_hurt_the_caller(words: bytes) -> None:
-    """It has a value or one error, in time, and has imported nothing."""
+    """The call returns a value or fails with one error, in time, and nothing was imported."""
     before = {name for name in sys.modules if not name.startswith("entangle")}
     began = time.monotonic()
     with contextlib.suppress(EntangleError):
@@ -418,7 +418,7 @@ def test_no_words_hurt_the_caller(words: bytes) -> None:
 
 
 def test_a_question_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even the packages around what is asked for; and what is found is what an import would
+    """It does not even import the packages that contain the module. It finds what an import would
     find."""
     mark = tmp_path / "mark"
     for folder in ("regular/deep", "spaces/regular2"):
@@ -453,8 +453,8 @@ def test_a_question_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_traceback_names_no_file_that_is_read_for_ever(tmp_path: Path) -> None:
-    """Lines of a far traceback are looked up here; a name is no reason to read a device or a
-    pipe."""
+    """The source lines of a far traceback are looked up here. A name from there must not cause a
+    read of a device or a pipe."""
     os.mkfifo(tmp_path / "pipe.py")
     for path in ("/dev/zero", "/dev/stdin", str(tmp_path / "pipe.py"), "/proc/kmsg"):
         told = {"text": f'Traceback:\n  File "{path}", line 1, in body\nValueError', "where": "", "short": "x"}
@@ -463,8 +463,7 @@ def test_a_traceback_names_no_file_that_is_read_for_ever(tmp_path: Path) -> None
 
 
 def test_a_message_that_is_broken_off_makes_room() -> None:
-    """CANCEL takes back what has come of a message, so that the next one of that number is no
-    second announcement."""
+    """CANCEL drops the received part of a message. The same message may then be sent again."""
     decoder = frames.Decoder(limit=3 << 20)
     sent = [b"".join(map(bytes, frame)) for frame in frames.encode(frames.CALL, 5, [[bytes(2 << 20)]])]
     for _ in range(3):

@@ -1,7 +1,7 @@
-"""The house stands: imports point down only, nobody imports in a circle, no two files
-are mistaken for each other.
+"""The layering of the package: imports point down only, no modules import each other in a circle,
+and no two files have the same name.
 
-The floors are in `house.py`. A module that is on none of them fails the test: say where it lives.
+The floors are listed in `house.py`. A module that is on none of them fails the test: add it there.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import pytest
 
 from entangle.tests.house import FLOORS, HOUSE, MODULES, arrows, circles, imports, inner, place
 
-#: What may be imported, at the top of a module, besides the standard library and ourselves.
-#: Anything else is imported where it is used, so that it is needed only by those who use it.
+#: Third-party packages that a module may import at its top. Any other is imported where it is used,
+#: so that only its users need it.
 CORE_DEPENDENCIES = {"cloudpickle", "psutil"}
 
-#: Modules whose business another library is, which must not be there for anybody else.
+#: Parts that exist for other packages, and may import these at the top of a module.
 OPTIONAL = {"examples.": {"numpy", "numba", "httpx", "fastapi"}, "cli.": {"typer", "rich"}, "pytest_plugin.": {"pytest"}}
 
-#: Files of one name that nobody mistakes for each other: a door and its transport.
+#: Files that may have the same name: a door and its transport.
 PAIRS = [{name, f"_remote.transport.{name}"} for name in ("docker", "interpreter", "slurm", "ssh")]
 
 
@@ -34,7 +34,7 @@ def test_every_module_has_a_floor() -> None:
 
 
 def test_imports_point_down() -> None:
-    """Those inside functions and those for the type checker count like any other."""
+    """Imports inside functions and for the type checker count too."""
     wrong = []
     for module in MODULES:
         here = place(module)
@@ -54,7 +54,8 @@ def test_imports_point_down() -> None:
 
 
 def test_nobody_imports_in_a_circle() -> None:
-    """In one room, modules may know each other, but not both ways, whenever the import happens."""
+    """A module may import another one of its room, but not in a circle, not even by late
+    imports."""
     assert [sorted(circle) for circle in circles(arrows())] == []
 
 
@@ -67,8 +68,8 @@ def test_no_two_files_have_one_name() -> None:
 
 
 def test_no_two_classes_have_one_name() -> None:
-    """Classes without an underscore: those that a reader takes for words of the project.
-    Examples have words of their own."""
+    """Public classes, because readers take their names for terms of the project. Examples have
+    their own terms."""
     named = defaultdict(list)
     for module, path in MODULES.items():
         if not module.startswith("examples."):
@@ -83,7 +84,7 @@ def test_other_libraries_are_imported_where_they_are_used() -> None:
     for module in MODULES:
         allowed = {*CORE_DEPENDENCIES, *(name for room, names in OPTIONAL.items() if (module + ".").startswith(room) for name in names)}
         if module == "errors":
-            allowed = set()  # the ground stands on the standard library alone
+            allowed = set()  # the lowest floor uses the standard library alone
         for name, line, now in imports(module):
             top = name.partition(".")[0]
             if now and top not in ("entangle", "__future__") and top not in sys.stdlib_module_names and top not in allowed:
@@ -92,7 +93,7 @@ def test_other_libraries_are_imported_where_they_are_used() -> None:
 
 
 def test_relative_imports_leave_no_room() -> None:
-    """Absolute names in the house itself, so that the floors can be read off the import."""
+    """Inside the package, names are absolute, so that an import shows the floor."""
     for module in MODULES:
         tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -100,8 +101,7 @@ def test_relative_imports_leave_no_room() -> None:
 
 
 def test_the_picture_is_fresh() -> None:
-    """images/floors.svg shows the rooms and arrows of today. If it does
-    not: python docs/floors.py"""
+    """images/floors.svg shows the rooms and arrows of today. `python docs/floors.py` draws it."""
     script = HOUSE.parent / "docs" / "floors.py"
     if not script.exists():
         pytest.skip("only a checkout has the pictures")
@@ -114,8 +114,8 @@ def test_the_picture_is_fresh() -> None:
 
 
 def test_the_test_would_notice() -> None:
-    """The table is read as it is meant: a room is a prefix, a door is not. Late
-    imports and circles are seen."""
+    """The checks read the table as meant: a room is a prefix, a door is not. They see late imports
+    and circles."""
     assert place("errors") == (0, "the ground")
     assert place("_shared.table") == place("_shared") == (2, "what all processes of a run share")
     assert place("processes") is None

@@ -1,5 +1,5 @@
-"""Workers forked beside threads (`start="fork"`), which hold locks just then: a worker has none of
-those threads, and works."""
+"""Workers forked while threads hold locks (`start="fork"`). A worker has none of those threads, and
+must work all the same."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def more(number: int) -> int:
 
 @contextmanager
 def held(lock: Any) -> Iterator[None]:
-    """Another thread has the lock for as long as the block lasts."""
+    """Another thread holds the lock during the block."""
     has, go = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -68,8 +68,7 @@ def test_a_thread_draws_from_numpys_generator() -> None:
 
 
 def test_a_thread_pickles_a_class() -> None:
-    """cloudpickle keeps count of classes under a private lock. If it is renamed, this test says
-    so."""
+    """cloudpickle tracks classes under a private lock. This test fails if that lock is renamed."""
     from cloudpickle import cloudpickle
 
     @process

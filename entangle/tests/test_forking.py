@@ -1,4 +1,4 @@
-"""`auto` forks where a child can run anything, and nowhere else."""
+"""`start="auto"` forks where that is safe in every respect, and only there."""
 
 import textwrap
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from .callers import output_of
 from .ways import installed
 
-#: A task that says how its worker was started, after something was done.
+#: A task, and a function that tells how its worker was started.
 HOW = """
 import os, sys
 from entangle.process import process
@@ -30,7 +30,7 @@ def native_thread(name=None):
 
 
 def test_a_task_that_groups_by_polars_after_its_caller_has(tmp_path: Path) -> None:
-    """polars has a pool of native threads, which a forked child does not have."""
+    """polars has a pool of native threads, and a forked child has none of them."""
     installed("polars")
     source = """
     import polars
@@ -52,15 +52,15 @@ def test_a_task_that_groups_by_polars_after_its_caller_has(tmp_path: Path) -> No
 
 
 def test_native_threads_that_begin_between_two_runs(tmp_path: Path) -> None:
-    """A pool is made when it is first used, which may be after many runs, without any new
-    module."""
+    """A library creates its pool when it is first used. That may be after many runs, and loads no
+    new module."""
     source = HOW + THREAD + "print(way(), native_thread(b'pool-0'), way())"
     assert output_of(tmp_path, source) == "fork None another\n"
     assert output_of(tmp_path, HOW + THREAD + "native_thread(); print(way())") == "another\n"
 
 
 def test_a_thread_that_is_slow_to_go(tmp_path: Path) -> None:
-    """On a busy machine, a thread that has ended is listed for some time."""
+    """On a busy machine, the kernel lists a thread for some time after it has ended."""
     ending = """
     import ctypes
     libc, number = ctypes.CDLL(None), ctypes.c_ulong()
@@ -72,26 +72,27 @@ def test_a_thread_that_is_slow_to_go(tmp_path: Path) -> None:
 
 
 def test_libraries_whose_threads_survive(tmp_path: Path) -> None:
-    """numpy's OpenBLAS has threads, which it makes anew in a child."""
+    """numpy's OpenBLAS has threads, and creates them again in a child."""
     source = HOW + "import numpy\nnumpy.ones((400, 400)) @ numpy.ones((400, 400))\nprint(way())"
     assert output_of(tmp_path, source, OPENBLAS_NUM_THREADS="2") == "fork\n"
 
 
 def test_names_that_the_user_adds(tmp_path: Path) -> None:
-    """ENTANGLE_FORK_UNSAFE names modules, or libraries, that do not survive a fork."""
+    """ENTANGLE_FORK_UNSAFE names modules or libraries that do not survive a fork."""
     source = HOW + "print(way())\nimport colorsys\nprint(way())\ndel os.environ['ENTANGLE_FORK_UNSAFE']\nprint(way())"
     assert output_of(tmp_path, source, ENTANGLE_FORK_UNSAFE="no_such, colorsys") == "fork\nanother\nfork\n"
     assert output_of(tmp_path, HOW + "print(way())", ENTANGLE_FORK_UNSAFE="libc.so") == "another\n"
 
 
 def test_a_reaper_that_has_just_ended(tmp_path: Path) -> None:
-    """Our own threads, which see workers off, do not keep the next run from forking."""
+    """Our own threads, which reap workers, do not keep the next run from forking."""
     source = HOW + "print({way() for _ in range(30)})"
     assert output_of(tmp_path, source) == "{'fork'}\n"
 
 
 def test_what_another_thread_forks_during_a_run_has_no_part_in_it(tmp_path: Path) -> None:
-    """As a pool's worker, which catches all that its jobs raise, and is ended by SIGTERM."""
+    """Such as a worker of a pool that catches all exceptions of its jobs, and is ended by
+    SIGTERM."""
     source = """
     import multiprocessing, signal, time
     from entangle.process import process

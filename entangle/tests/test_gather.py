@@ -121,7 +121,7 @@ def test_map_of_every_kind_of_task() -> None:
 
 
 class Kept:
-    """A class with a class method, which Python binds to its class in its own way."""
+    """A class with a class method, which Python binds to the class in a special way."""
 
     @classmethod
     @process
@@ -338,7 +338,7 @@ def test_a_run_that_is_quick_enough_gives_its_value() -> None:
 
 @process
 def at_once(directory: str) -> int:
-    """How many of these bodies run now, at most, as files in a directory tell."""
+    """The largest number of these bodies that run at once, counted by files in a directory."""
     mine = Path(directory) / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
     mine.touch()
     most = 0

@@ -1,6 +1,7 @@
-"""@scheduler(gpus=…): a process serves its devices alone, no more bodies than shares, none is lost.
+"""@scheduler(gpus=…): a process serves only its own devices, never more bodies than shares use a
+device, and no device is lost.
 
-The devices are made up: ENTANGLE_GPUS names them, and what a body sees of them is its environment.
+The devices do not exist: ENTANGLE_GPUS names them, and a body sees them in its environment.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICE
 
 @pytest.fixture(autouse=True)
 def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two made-up devices, whatever this machine has."""
+    """Two devices that do not exist, whatever this machine has."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ENTANGLE_GPUS", "0,1")
@@ -53,7 +54,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def visible() -> str:
-    """The device of this process: all three variables name it."""
+    """The device of this process, which all three variables name."""
     (name,) = {os.environ[name] for name in VARIABLES}
     return name
 
@@ -88,7 +89,7 @@ def on_both(seconds: float = 0.0) -> tuple[str, int, float, float]:
 
 
 class Resident:
-    """A value that no process can give to another, as an array on a device."""
+    """A value that cannot be passed between processes, as an array on a device."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -118,7 +119,7 @@ def result(value: Resident) -> tuple[int, bool]:
 
 
 def most_at_once(spans: list[tuple[str, int, float, float]]) -> int:
-    """How many of the bodies ran at a time at most."""
+    """The largest number of bodies that ran at once."""
     return max(sum(began <= at < ended for _, _, began, ended in spans) for _, _, at, _ in spans)
 
 
@@ -285,7 +286,7 @@ def test_cookies_for_a_cpu_and_a_device_together() -> None:
 
 
 def test_workers_are_few_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that serves a device and rests makes place for others."""
+    """A worker that serves a device but rests makes room for others."""
     monkeypatch.setenv("ENTANGLE_MAX_WORKERS", "1")
     assert len(gather(on_gpu(), gather(on_both()), on_gpu())()) == 3
 
@@ -341,7 +342,7 @@ def test_another_place_gives_its_own_devices() -> None:
 
 
 def test_one_cpu_is_enough() -> None:
-    """Workers that serve devices take no place from those that a graph needs besides."""
+    """Workers that serve devices do not count against the workers that a graph needs besides."""
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
     try:
@@ -357,7 +358,7 @@ def test_one_cpu_is_enough() -> None:
 
 @pytest.fixture
 def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Devices]:
-    monkeypatch.setattr("entangle._shared.devices._ROWS", 16)  # each instruction is looked at
+    monkeypatch.setattr("entangle._shared.devices._ROWS", 16)  # fewer rows, because each instruction is traced
     made = Devices(str(tmp_path / "devices"))
     yield made
     made.close()
@@ -396,7 +397,7 @@ def test_a_process_killed_at_any_moment_takes_no_device_with_it(
 
 
 def test_who_wants_several_is_not_passed_by_for_ever(devices: Devices) -> None:
-    """What it could use is kept for it; those who came later wait."""
+    """Devices that become free are kept for it, and later claims wait."""
     one, other = devices.join(ONE, NAMES, ""), devices.join(ONE, NAMES, "")
     assert devices.take(one)
     waiting, has = threading.Event(), threading.Event()
@@ -453,14 +454,14 @@ def _raises() -> None:
 
 
 def test_workers_of_a_session_keep_their_device() -> None:
-    """Also when two were needed once: each goes on with its own."""
+    """Also if two were needed once: each worker continues with its own device."""
     with entangle.session() as warm:
         both = dict(row[1::-1] for row in gather(on_gpu(0.3), on_gpu(0.3))())
         assert set(both.values()) == {"0", "1"}
         later = [gather(on_gpu(0.1), on_gpu(0.1))() for _ in range(3)]
         assert {(pid, device) for rows in later for device, pid, *_ in rows} <= set(both.items())
         assert both.keys() <= set(warm.pids)
-        # What a body changes is put back, and the device stays.
+        # The worker undoes what a body changes, and keeps its device.
         assert draws(True)() != draws(False)()
         assert process(os.environ.get)("MINE")() is None
         assert on_gpu()()[1] in both
@@ -471,13 +472,13 @@ def test_workers_of_a_session_keep_their_device() -> None:
 
 
 def test_a_worker_of_a_session_gives_its_cookie_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each run, also one that it could not join; and its death is that of one run alone."""
+    """After each run, also one that it could not join. Its death concerns one run alone."""
     monkeypatch.setenv("ENTANGLE_GPUS", "0")
     with entangle.session():
         pid = on_gpu()()[1]
         with pytest.raises(UnpicklableError, match="not in a worker"):
             copies(NotThere())()  # type: ignore[type-var]
-        assert on_gpu()(start="fork")[0] == "0"  # it would wait for ever
+        assert on_gpu()(start="fork")[0] == "0"  # else it would wait for ever
         assert on_gpu()()[1] == pid
         killed: Any = scheduler(gpus=1)(process(os.kill))
         with pytest.raises(Exception, match="SIGKILL"):
@@ -494,7 +495,7 @@ def test_a_session_follows_the_variable(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_run_waits_for_one_that_has_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in a thread of the program needs a device while another one has the warm worker."""
+    """A run in a thread of the program needs a device while another run has the warm worker."""
     monkeypatch.setenv("ENTANGLE_GPUS", "0")
 
     @thread
@@ -510,7 +511,7 @@ def test_a_run_waits_for_one_that_has_the_worker(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_device_is_shown_before_anything_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
-    """A library may look at the environment once, when it is imported."""
+    """A library may read the environment only once, when it is imported."""
     if start == "fork":
         pytest.skip("a forked worker has what its parent had imported; what opens a device looks later")
     (tmp_path / "looks_once.py").write_text("import os\nseen = os.environ.get('CUDA_VISIBLE_DEVICES')\ndef look(): return seen\n")
@@ -524,7 +525,7 @@ def test_the_device_is_shown_before_anything_is_imported(tmp_path: Path, monkeyp
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A device that this process has open, by a library that was loaded long before."""
+    """A device that this process has open, through a library that it loaded long before."""
     device = tmp_path / "nvidia0"
     device.touch()
     assert process(os.getppid)()(start="fork") == os.getpid()
@@ -549,14 +550,14 @@ def test_start_by_fork_is_refused_where_a_device_is_open(opened: str) -> None:
 
 
 class Array:
-    """As an array on a device: it says how many bytes it has there. Each copy is counted."""
+    """Resembles an array on a device: it tells its size there in bytes, and counts its copies."""
 
     def __init__(self, nbytes: int, copies: int = 0) -> None:
         self.nbytes = nbytes
         self.copies = copies
 
     def copy_to_host(self) -> None:
-        """What arrays on devices have."""
+        """Arrays on devices have this method."""
 
     def __reduce__(self) -> Any:
         return Array, (self.nbytes, self.copies + 1)
@@ -629,7 +630,7 @@ if __name__ == "__main__":
 
 
 def test_arrays_of_numba_go_from_device_to_device(tmp_path: Path, start: str) -> None:
-    """numba's simulator stands for the device; its arrays cannot be pickled either."""
+    """numba's simulator stands for the device. Its arrays cannot be pickled either."""
     installed("numba")
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": ROOT, "NUMBA_ENABLE_CUDASIM": "1", "ENTANGLE_GPUS": "0", "ENTANGLE_RECORD": "0"}
@@ -714,7 +715,8 @@ def test_fewer_than_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
         gather(on_gpu(), on_both())()
 
 
-#: Stands for the library of the driver in the process that asks it: an A100, and an H100 in parts.
+#: Stands for the driver's library in the process that asks it: an A100, and an H100 split into
+#: parts.
 NVML = """
 import ctypes
 
@@ -803,7 +805,7 @@ const char *nvmlErrorString(int code) { return "Not Supported"; }
 
 
 def test_a_library_in_c_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of before MIG: the functions for that are not there."""
+    """A library from before MIG, which lacks the functions for that."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
@@ -825,7 +827,7 @@ def order() -> tuple[str, str | None]:
 
 
 def test_numbers_of_nvml_are_those_of_cuda(nvml: None) -> None:
-    """CUDA numbers the fastest device first, unless told otherwise; NVML goes by the bus."""
+    """CUDA numbers the fastest device first, unless told otherwise; NVML numbers by PCI bus."""
     assert set(gather(*[order() for _ in range(3)])()) <= {("0", "PCI_BUS_ID"), ("MIG-0", "PCI_BUS_ID"), ("MIG-1", "PCI_BUS_ID")}
 
 
@@ -885,14 +887,15 @@ def test_a_task_states_its_gpus_once() -> None:
 
 
 def test_threads_that_ask_for_the_devices_at_once_have_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second one would stay open, or drop the locks of the first when it is closed."""
+    """A second handle would stay open, or would release the locks of the first when it is
+    closed."""
     made: list[object] = []
     asks = threading.Barrier(4)
 
     class Slow(Devices):
         def __init__(self, path: str, spill: str) -> None:
             made.append(self)
-            time.sleep(0.2)  # the others wait for the lock meanwhile
+            time.sleep(0.2)  # so that the others wait for the lock
             super().__init__(path, spill)
 
     monkeypatch.setattr(homes, "Devices", Slow)

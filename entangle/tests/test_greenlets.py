@@ -126,14 +126,14 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("way", ["auto", *(pytest.param(way, marks=pytest.mark.drill) for way in ("fork", "forkserver", "spawn"))])
 def test_a_program_under_gevent(tmp_path: Path, way: str) -> None:
-    """All ways to run, alone and by several greenlets at once."""
+    """In every way to run, alone and in several greenlets at once."""
     installed("gevent")
     assert output_of(tmp_path, GEVENT, ENTANGLE_START=way, PYTHONWARNINGS="default") == "all\n"
 
 
 @pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.drill) for way in ("auto", "fork")])
 def test_a_program_under_eventlet(tmp_path: Path, way: str) -> None:
-    """As under gevent, where that is installed."""
+    """As under gevent, if eventlet is installed."""
     if importlib.util.find_spec("eventlet") is None:
         missing("the package eventlet: pip install 'py-entangle[test]'")
     assert output_of(tmp_path, EVENTLET, ENTANGLE_START=way, PYTHONWARNINGS="default") == "all\n"

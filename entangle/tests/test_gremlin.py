@@ -1,4 +1,4 @@
-"""Records in a Gremlin server: a real one, asked by gremlinpython."""
+"""Records in a Gremlin server: a real one, queried by gremlinpython."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def gremlin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gremlin]:
 
 @pytest.fixture(autouse=True)
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place of its own for the records of a test, and no grudge of a courier against a server."""
+    """A record directory of its own for each test. The courier forgets which servers have
+    failed."""
     from entangle._records import courier
 
     monkeypatch.setattr(courier, "_failed", {})
@@ -53,7 +54,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextlib.contextmanager
 def asking(server: Gremlin) -> Iterator[Any]:
-    """A traversal source of gremlinpython's own."""
+    """A traversal source of gremlinpython itself."""
     from gremlin_python.driver.driver_remote_connection import DriverRemoteConnection
     from gremlin_python.process.anonymous_traversal import traversal
 
@@ -66,14 +67,14 @@ def asking(server: Gremlin) -> Iterator[Any]:
 
 
 def counts(g: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """How many vertices and edges there are of each label."""
+    """The number of vertices and edges of each label."""
     from gremlin_python.process.traversal import T
 
     return g.V().group_count().by(T.label).next(), g.E().group_count().by(T.label).next()
 
 
 def sent() -> bool:
-    """Whether the courier has gone home."""
+    """Whether the courier has exited."""
     from entangle._records import courier
 
     return courier.wait(20)
@@ -135,7 +136,7 @@ def test_what_made_a_value_is_a_path(gremlin: Gremlin) -> None:
 
 
 def sent_by_many(address: str, ids: list[str]) -> list[BaseException]:
-    """Send runs from several threads that begin together. Gives what failed."""
+    """Send runs from several threads that begin together. Return their errors."""
     failures: list[BaseException] = []
     together = threading.Barrier(6)
 
@@ -273,7 +274,7 @@ def test_a_server_that_is_killed_in_the_middle_gets_the_rest_later(tmp_path: Pat
             records.send(server.address, everything=True)
         monkeypatch.undo()
         monkeypatch.setenv("ENTANGLE_RECORD_DIR", str(tmp_path / "records"))
-        server.start()  # what was there has gone with it
+        server.start()  # its content is lost
         assert records.send(server.address, everything=True) == 2
         assert records.send(server.address, [run.id for run in records.runs()]) == 3
         with asking(server) as g:
@@ -332,7 +333,7 @@ def test_a_handshake_with_neptune_is_signed(monkeypatch: pytest.MonkeyPatch) -> 
     assert headers["Host"] == "db.cluster-abc.eu-west-1.neptune.amazonaws.com:8182"
     date = headers["X-Amz-Date"]
     assert f"Credential=AKIDEXAMPLE/{date[:8]}/eu-west-1/neptune-db/aws4_request" in headers["Authorization"]
-    # As the other side does it: sign what was received, and compare.
+    # As the server does: sign what was received, and compare.
     received = AWSRequest("GET", NEPTUNE.replace("wss://", "https://"))
     received.context["timestamp"] = date
     received.headers["X-Amz-Date"] = date
@@ -346,7 +347,7 @@ def test_a_handshake_with_neptune_is_signed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_signed_headers_reach_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A server that notes the handshake and hangs up: what it saw is what was signed for it."""
+    """The server notes the handshake and hangs up. What it received was signed for it."""
     import socket
 
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
