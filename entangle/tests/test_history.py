@@ -1,4 +1,4 @@
-"""What is remembered of a stream: its stages, with their items, in bounded room."""
+"""The record of a stream: its stages, with their items, in a limited amount of memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ STREAMS = """
 
 
 def stream(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> records.Run:
-    """A stream that a program has run, as it is remembered."""
+    """Run a stream in a program, and return its record."""
     script = folder / "streams.py"
     environment = {**os.environ, "PYTHONPATH": ROOT, "ENTANGLE_RECORD_DIR": str(folder / "records")}
     script.write_text(textwrap.dedent(STREAMS), encoding="utf-8")
@@ -268,7 +268,7 @@ def test_when_and_where_a_lost_body_ran_is_remembered(
 
 
 def test_of_a_stream_that_is_over_nothing_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop takes the values long after the run has made them."""
+    """The loop takes the values long after the run has computed them."""
     from entangle.web import recorded
 
     monkeypatch.setenv("ENTANGLE_RECORD", "1")

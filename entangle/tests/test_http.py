@@ -1,5 +1,5 @@
-"""`@request`: the answer of a web server as a function's first argument. The server is a real one,
-on this machine."""
+"""`@request`: the response of a web server as a function's first argument. The server is a real
+one, on this machine."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -30,7 +30,7 @@ from entangle.http import request  # noqa: E402
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Tells what it was asked, as JSON; fails where it is asked to."""
+    """Returns the request as JSON, or fails if the path says so."""
 
     protocol_version = "HTTP/1.1"
 
@@ -65,13 +65,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer)
 
     def __getattr__(self, name: str) -> Any:
-        """One answer to every method: `do_GET`, `do_POST` and the rest."""
+        """All methods have the same response: `do_GET`, `do_POST` and the rest."""
         if name.startswith("do_"):
             return self._answer
         raise AttributeError(name)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quietly."""
+        """Log nothing."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -242,8 +242,7 @@ def test_options_that_cannot_be(options: dict[str, Any]) -> None:
 
 
 def test_arguments_that_are_not_by_name(server: _Server) -> None:
-    """The content is the first argument; what else the function takes by position is given after
-    it."""
+    """The first argument is the response; other positional parameters follow it."""
     with pytest.raises((TypeError, EntangleError)):
         request(url=server.url)(lambda data: data)(1, 2)()
 

@@ -1,5 +1,5 @@
-"""What the identity of a call is: equal for equal arguments and the same code, another for any
-other; an error for what cannot be told; and what `why` says of two."""
+"""The identity of a call: the same for equal arguments and the same code, and different otherwise.
+A value that has no identity is an error. `why` tells how two identities differ."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from entangle.task import task
 
 
 def body(x: Any = None, y: Any = 1, *rest: Any, z: Any = 2, **others: Any) -> Any:
-    """Takes anything."""
+    """A function that takes any arguments."""
     return x, y, rest, z, others
 
 
@@ -96,7 +96,7 @@ _VALUES = st.recursive(
 
 
 def _forms(value: Any) -> list[Any]:
-    """A value with each of its leaves changed in turn."""
+    """The value with each of its leaves changed in turn."""
     found: list[Any]
     if isinstance(value, (list, tuple, collections.deque)):
         items = list(value)
@@ -161,7 +161,7 @@ def test_which_objects_are_shared_makes_no_difference() -> None:
     assert key([one, one], one) == key([[1, "a" * 100], [1, "a" * 100]], [1, "a" * 100])
     deep: list[Any] = []
     for _ in range(60):
-        deep = [deep, deep]  # 2 ** 60 lists, told one by one
+        deep = [deep, deep]  # 2 ** 60 lists if each were visited
     assert key(deep) == key(deep)
 
 
@@ -180,7 +180,7 @@ def test_a_value_may_hold_itself() -> None:
 
 
 def test_the_order_of_a_dict_counts_and_that_of_parameters_does_not() -> None:
-    assert key({"a": 1, "b": 2}) != key({"b": 2, "a": 1})  # a body can see it
+    assert key({"a": 1, "b": 2}) != key({"b": 2, "a": 1})  # a body can tell them apart
     assert key(a=1, b=2) != key(b=2, a=1)
     assert key(x=1, y=2, a=1) == key(y=2, a=1, x=1)
     assert key(1, z=2) == key(1) == key(x=1, y=1)
@@ -188,7 +188,7 @@ def test_the_order_of_a_dict_counts_and_that_of_parameters_does_not() -> None:
 
 
 def test_classes_of_one_name_are_told_apart() -> None:
-    """As a body does that asks what its argument is an instance of."""
+    """A body may ask whether its argument is an instance of a class."""
     spaces: list[dict[str, Any]] = []
     for name in ("one", "two"):
         space: dict[str, Any] = {"__name__": name}
@@ -223,7 +223,7 @@ def test_arrays_count_by_their_items() -> None:
     before = key(base)
     base[3, 5] = numpy.nextafter(base[3, 5], 100)
     assert key(base) != before
-    tall = numpy.zeros((3_000_000, 2), dtype="f8")[:, 0]  # does not lie in order, more than a block
+    tall = numpy.zeros((3_000_000, 2), dtype="f8")[:, 0]  # strided, and larger than a block
     assert key(tall) == key(numpy.zeros(3_000_000))
 
 
@@ -232,7 +232,7 @@ def test_tables_count_by_their_columns() -> None:
     frame = pandas.DataFrame({"a": [1, 2], "b": [1.0, None], "c": ["x", "y"], "d": pandas.Categorical(["p", "q"])})
     apart = pandas.DataFrame({"a": [1, 2]})
     for name in ("b", "c", "d"):
-        apart[name] = frame[name]  # other blocks in memory
+        apart[name] = frame[name]  # in other blocks of memory
     assert key(frame) == key(apart) == key(pickle.loads(pickle.dumps(frame)))
     changed = [frame.copy() for _ in range(4)]
     changed[0].loc[0, "a"] = 5
@@ -279,7 +279,7 @@ def test_what_changes_in_place_is_seen() -> None:
         seen.append(identify("f", space["f"], (1,), {}).key)
         assert identify("f", space["f"], (1,), {}).key == seen[-1]
     assert len({*seen[:-1]}) == len(seen) - 1
-    assert seen[-1] == seen[-2]  # a global that nothing reads
+    assert seen[-1] == seen[-2]  # the last change was of a global that nothing reads
 
 
 def test_what_a_partial_and_a_method_hold_counts() -> None:
@@ -301,7 +301,7 @@ def test_what_is_registered_and_read_later_is_seen() -> None:
     space: dict[str, Any] = {"__name__": "late", "functools": functools}
     exec("@functools.singledispatch\ndef h(x): 'one'\ndef f(x): return h(x)\ndef g(x): return h.__doc__", space)
     seen = [identify("f", space[name], (1,), {}).key for name in "fg"]
-    space["h"](1)  # which it remembers in its own cache
+    space["h"](1)  # it caches this dispatch
     assert [identify("f", space[name], (1,), {}).key for name in "fg"] == seen
     space["h"].__doc__ = "two"
     assert identify("g", space["g"], (1,), {}).key != seen[1]
@@ -310,7 +310,7 @@ def test_what_is_registered_and_read_later_is_seen() -> None:
 
 
 def test_names_in_texts_count() -> None:
-    """`getattr(module, "name")` and `globals()["name"]` read what the text says."""
+    """`getattr(module, "name")` and `globals()["name"]` read the name in the string."""
     other = types.ModuleType("looked_up")
     other.one = lambda: 1  # type: ignore[attr-defined]
     space: dict[str, Any] = {"__name__": "looking", "other": other, "N": 1}
@@ -367,12 +367,12 @@ def test_the_loaded_code_counts_and_not_the_file(tmp_path: Path, monkeypatch: py
 
 def test_a_version_replaces_the_code() -> None:
     keys = {identify("f", function, (1,), {}, version="2").key for function in (body, lambda x: x, lambda x: x + 1)}
-    assert len(keys) == 2  # the names of the parameters, and the defaults that are arguments
+    assert len(keys) == 2  # without the code, parameter names and default arguments remain
     one = identify("f", lambda x: x, (Point(1),), {}, version=1)
     assert [*one.parts] == ["version", "argument x"]
     assert one.key != identify("f", lambda x: x, (Point(1),), {}, version=2).key
     by_function = {identify("f", body, (given,), {}, version=1).key for given in (lambda: 1, lambda: 2)}
-    assert len(by_function) == 2  # an argument counts all the same
+    assert len(by_function) == 2  # arguments count nevertheless
 
 
 def test_arguments_can_be_left_out() -> None:

@@ -1,5 +1,5 @@
-"""Any change of the code or of what it reads gives another key, also where it is made in place,
-after the key was asked for before."""
+"""Any change of the code, or of what it reads, changes the key, also if it is made in place after
+the key was computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from entangle._shared.identity import identify
 
-#: A program with a function `f`, and changes to it one after the other: no two keys are the same.
+#: A program with a function `f`, and successive changes to it: no two keys are the same.
 CHANGES = {
     "a keyword default in place": ["def h(*,n=1): return n\ndef f(x): return h()", "h.__kwdefaults__['n']=2", "h.__kwdefaults__={'n':3}"],
     "a keyword default that is new": ["def h(*, n=1, m): return n\ndef f(x): return h()", "h.__kwdefaults__['m']=2"],

@@ -1,5 +1,5 @@
 """Edits of a small project on disk: those that must change the key of a call, and those that must
-not. Each is applied to a copy of its own, and its key is taken in a fresh process."""
+not. Each is made in a copy of the project, and the key is computed in a fresh process."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ SMOOTH = "def smooth(x):\n    return [one for one in (x, x + 1) if one][0]\n"
 UNUSED = "def unused(x):\n    return x\n"
 IMPORTS = "import shapes\nfrom tools import scale, smooth as smoothed\nimport settings"
 
-#: A file, what stands there, and what is written in its place; or another call.
+#: A file, a text in it, and its replacement; or another call.
 CHANGES = {
     "the body": ("study.py", "n = LIMIT", "n = LIMIT - 1"),
     "a helper": ("tools.py", "inner(x) * factor", "inner(x) ** factor"),
@@ -201,7 +201,7 @@ for folder, call in json.load(sys.stdin):
 
 
 def _identities(projects: list[tuple[str, str]], seed: str = "random") -> list[tuple[str, dict[str, str]]]:
-    """The identities of calls of copies of the project, all in one fresh process."""
+    """The identities of calls in copies of the project, all computed in one fresh process."""
     ran = subprocess.run(
         [sys.executable, "-B", "-c", _TAKE],
         input=json.dumps(projects),
@@ -215,7 +215,7 @@ def _identities(projects: list[tuple[str, str]], seed: str = "random") -> list[t
 
 
 def _written(folder: Path, change: tuple[str, str, str] | None = None) -> tuple[str, str]:
-    """A copy of the project with a change, and the call."""
+    """Write a copy of the project with the change. Return its directory, and the call."""
     folder.mkdir(parents=True)
     for name, text in PROJECT.items():
         if change is not None and change[0] == name:
@@ -230,7 +230,8 @@ def _written(folder: Path, change: tuple[str, str, str] | None = None) -> tuple[
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, dict[str, str]]]:
-    """The identities after each edit, by its name; "" is before any, once a process."""
+    """The identity after each edit, by its name. "" is the identity before any edit, computed in
+    each process."""
     folder = tmp_path_factory.mktemp("projects")
     edits = [("changes", name, change) for name, change in CHANGES.items()] + [("same", name, change) for name, change in SAME.items()]
     found: dict[str, tuple[str, dict[str, str]]] = {}
@@ -239,7 +240,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, dict[
         written = [_written(folder / str(start))]
         written += [_written(folder / f"{kind} {name}".replace("/", " "), change) for kind, name, change in some]
         base, *rest = _identities(written)
-        assert found.setdefault("", base) == base  # two processes, two hash seeds
+        assert found.setdefault("", base) == base  # two processes, with two hash seeds
         found |= {f"{kind} {name}": identity for (kind, name, _), identity in zip(some, rest, strict=True)}
     return found
 
@@ -248,7 +249,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, dict[
 def test_this_edit_changes_the_key(edit: str, keys: dict[str, tuple[str, dict[str, str]]]) -> None:
     key, parts = keys[f"changes {edit}"]
     assert key != keys[""][0]
-    assert parts != keys[""][1]  # and `why` can say which part
+    assert parts != keys[""][1]  # so `why` can tell which part
 
 
 @pytest.mark.parametrize("edit", SAME)

@@ -18,8 +18,8 @@ from entangle.errors import OptionError
 
 from .callers import ROOT
 
-#: Meant to configure logging, which is their documented purpose; and the tests, which are nobody's
-#: dependency.
+#: `entangle.logging` is there to configure logging when it is imported. The tests are not imported
+#: by users.
 EXCEPT = ("entangle.logging.", "entangle.tests")
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(entangle.__path__, "entangle.") if not module.name.startswith(EXCEPT))
@@ -123,7 +123,7 @@ def test_the_paths_that_users_write(module: str, names: list[str]) -> None:
 
 
 def test_a_door_is_light() -> None:
-    """What a task may need is imported where it is needed."""
+    """What only some tasks need is imported where it is used."""
     code = "import sys, entangle.process; print(*sorted(sys.modules))"
     loaded = {name.partition(".")[0] for name in _python(code).split()}
     heavy = {"numpy", "httpx", "rich", "psutil", "asyncio", "multiprocessing", "sqlite3", "paramiko", "docker", "pytest"}

@@ -1,5 +1,5 @@
-"""Modules that run a graph while they are imported: once where they are imported by the user's
-program, never in a worker."""
+"""Modules that run a graph while they are imported: it runs once, when the user's program imports
+them, and never in a worker."""
 
 import textwrap
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from .callers import Caller
 
-#: What each module begins with. Each import of it is counted.
+#: Each module begins with this. It counts the imports.
 HEAD = """
 import os
 os.write(os.open(os.environ["IMPORTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT), b"flowmod\\n")
@@ -27,7 +27,7 @@ def add(a, b):
 
 """
 
-#: How a module may run a graph: each in users' words, with the line that the error names.
+#: The ways in which a module may run a graph.
 RUNS = {
     "a call": "print('the value is', add(two(), two())())",
     "a future": "print('the value is', add(two(), two())(proc=True).result())",
@@ -83,7 +83,7 @@ def caller_with(folder: Path, source: str, modules: dict[str, str], **environmen
 
 
 def finish(caller: Caller) -> tuple[int, str, str, int]:
-    """Its status, what it printed, and how often the module was imported."""
+    """The exit status, the output, and how often the module was imported."""
     try:
         status, out, err = caller.start().finish(30)
     finally:
@@ -94,14 +94,14 @@ def finish(caller: Caller) -> tuple[int, str, str, int]:
 
 
 def line_of(text: str, needle: str) -> int:
-    """The number of the line in which a text first has that."""
+    """The number of the first line that contains a string."""
     return text[: text.index(needle)].count("\n") + 1
 
 
 @pytest.mark.parametrize("how", RUNS)
 def test_a_module_that_runs_a_graph_when_it_is_imported(tmp_path: Path, how: str, start: str) -> None:
-    """It runs once: what is defined in a module that is still being imported travels as that of a
-    script does."""
+    """It runs once: what a module defines while it is imported is pickled by value, as that of a
+    script."""
     text = HEAD + textwrap.dedent(RUNS[how])
     status, out, err, imports = finish(caller_with(tmp_path, "import flowmod", {"flowmod": text}, ENTANGLE_START=start))
     assert (status, out.count("the value is"), imports) == (0, 1, 1), err
@@ -110,8 +110,8 @@ def test_a_module_that_runs_a_graph_when_it_is_imported(tmp_path: Path, how: str
 @pytest.mark.parametrize("start", ["forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 @pytest.mark.parametrize("how", ["a call", "await", "a stream", "a function that the module calls"])
 def test_a_module_that_runs_a_graph_in_a_worker(tmp_path: Path, how: str, start: str) -> None:
-    """One that is imported there for the first time: it is one error that names the module and the
-    line, and nothing runs."""
+    """The worker imports the module for the first time. That is one error, which names the module
+    and the line, and nothing runs."""
     body = textwrap.indent(textwrap.dedent(RUNS[how]), "    ")
     text = HEAD + f"if os.path.exists('seen'):\n{body}\n"
     source = "import flowmod\nopen('seen', 'w').close()\nprint(flowmod.add(flowmod.two(), flowmod.two())())"
@@ -123,11 +123,11 @@ def test_a_module_that_runs_a_graph_in_a_worker(tmp_path: Path, how: str, start:
     assert f"line {line_of(text, where)})" in last[-1], err
     assert "__main__" in last[-1]
     assert "outside of any task" not in err
-    assert imports <= 4, imports  # its own, and those of the workers of one run
+    assert imports <= 4, imports  # its own import, and those of the workers of one run
 
 
 def test_a_module_that_waits_for_a_thread_which_runs_a_graph(tmp_path: Path) -> None:
-    """The module is still being imported, by another thread than the one that begins the run."""
+    """Another thread than the one that begins the run is still importing the module."""
     main = """
         import threading
         def main():
@@ -158,8 +158,8 @@ def take(value):
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_a_value_whose_module_runs_a_graph(tmp_path: Path, start: str) -> None:
-    """The worker that takes it imports the module to make the value again, and must not run its
-    graph: it is none of its tasks."""
+    """The worker that takes the value imports its module to unpickle it. It must not run the
+    module's graph, which belongs to no task."""
     module = HEAD + "class Mine:\n    pass\n\nif os.environ.get('QUIET') != str(os.getpid()):\n    add(two(), two())()\n"
     source = """
     import os
@@ -178,12 +178,12 @@ def test_a_value_whose_module_runs_a_graph(tmp_path: Path, start: str) -> None:
         print("refused")
     """
     status, out, err, _ = finish(caller_with(tmp_path, source, {"flowmod": module, "uses": USES}, ENTANGLE_START=start))
-    # One worker may have had both in its hands.
+    # One worker may have made both values, and then unpickles none.
     assert (status, out) in ((0, "refused\n"), (0, "list\n")), err
 
 
 def test_a_body_may_import_a_module_that_runs_a_graph(tmp_path: Path) -> None:
-    """It is a run in a body, as any other."""
+    """It is an ordinary nested run."""
     source = """
     from entangle.process import process
 
@@ -201,8 +201,8 @@ def test_a_body_may_import_a_module_that_runs_a_graph(tmp_path: Path) -> None:
 
 
 def test_a_module_that_an_agent_imports(tmp_path: Path) -> None:
-    """Another Python imports the modules of the caller. It runs no graph of theirs, nor imports one
-    that is still being imported."""
+    """Another Python imports the modules of the caller. It neither runs a graph of theirs, nor
+    imports a module that is still being imported."""
     there = HEAD + "from entangle.interpreter import interpreter\nimport sys\n@interpreter(python=sys.executable)\n@process\n"
     there += "def there():\n    return two()()\n"
     status, out, err, imports = finish(caller_with(tmp_path, "import flowmod", {"flowmod": there + "print('the value is', there()())"}))
@@ -215,8 +215,8 @@ def test_a_module_that_an_agent_imports(tmp_path: Path) -> None:
 
 
 def test_a_body_that_imports_the_module_which_runs_it(tmp_path: Path) -> None:
-    """The module came to the worker with the body. Imported there by its name, it would begin all
-    over again, without end."""
+    """The module was pickled with the body. If the worker imported it by name, it would run again,
+    and so on without end."""
     module = HEAD + "@process\ndef more():\n    import flowmod\n    return flowmod.two()()\nprint('the value is', more()())\n"
     status, out, err, imports = finish(caller_with(tmp_path, "import flowmod", {"flowmod": module}, ENTANGLE_START="forkserver"))
     assert (status, out, imports) == (1, "", 2), err
@@ -224,8 +224,8 @@ def test_a_body_that_imports_the_module_which_runs_it(tmp_path: Path) -> None:
 
 
 def test_a_module_that_starts_a_thread_which_runs_a_graph(tmp_path: Path) -> None:
-    """A worker may have joined its run before that thread begins one: else there would be one more
-    worker for each of them."""
+    """The thread may begin its run after the worker has joined its own. It must be refused then,
+    too: else each worker would start another one."""
     module = HEAD + textwrap.dedent("""
         import threading, time
         def later():
@@ -250,7 +250,7 @@ def test_a_module_that_starts_a_thread_which_runs_a_graph(tmp_path: Path) -> Non
 
 
 def test_a_module_that_exits_when_it_is_imported_by_a_worker(tmp_path: Path) -> None:
-    """What keeps a worker from its run is told as an error of the run, with the worker's
+    """An error that keeps a worker from joining its run is an error of the run, with the worker's
     traceback."""
     module = HEAD + "import sys\nif os.path.exists('seen'):\n    {}\nopen('seen', 'w').close()\n"
     for how in ("sys.exit(3)", "raise ValueError('not here')"):
@@ -264,12 +264,12 @@ def test_a_module_that_exits_when_it_is_imported_by_a_worker(tmp_path: Path) -> 
 
 
 def test_a_module_with_the_name_of_one_that_workers_need(tmp_path: Path) -> None:
-    """The folder of the script is searched first, by an interpreter that we start as well: it must
-    not run what it finds there."""
+    """Every interpreter that we start searches the script's directory first. It must not run a
+    graph of a module that it finds there."""
     source = "from flowmod import two\nif __name__ == '__main__':\n    print(two()())"
     mine = "from flowmod import two\ntwo()()\n"
     status, out, err, imports = finish(caller_with(tmp_path, source, {"flowmod": HEAD, "cloudpickle": mine}, ENTANGLE_START="forkserver"))
     assert (status, out) == (1, "")
     assert "RunAtImportError: module 'cloudpickle'" in err, err
     assert "EntangleError: the forkserver ended while it started" in err, err
-    assert imports <= 6, imports  # two servers, at most: not one for each worker that was wanted
+    assert imports <= 6, imports  # two servers at most: not one for each worker that was needed

@@ -1,4 +1,5 @@
-"""What a worker has of its caller's state: one list, the same in every way of starting."""
+"""The state that a worker inherits from its caller: one list, the same for every way to start
+workers."""
 
 import contextvars
 import decimal
@@ -122,12 +123,12 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("way", ["fork", "forkserver", "spawn"])
 def test_each_item_of_the_list(tmp_path: Path, way: str) -> None:
-    """Changed in the caller, also after a server has been started."""
+    """Each is changed in the caller, also after a server has been started."""
     assert output_of(tmp_path, PROGRAM, ENTANGLE_START=way, early="yes", PYTHONWARNINGS="ignore") == "{}\n"
 
 
 def test_an_interpreter_without_assertions(tmp_path: Path, start: str) -> None:
-    """`python -O` holds for bodies too, and so does the encoding of text."""
+    """`python -O` applies to bodies too, and so does the encoding of text."""
     source = """
     import sys
     from entangle.process import process
@@ -147,7 +148,7 @@ def test_an_interpreter_without_assertions(tmp_path: Path, start: str) -> None:
 
 
 def test_a_logged_line_of_a_worker(tmp_path: Path, start: str) -> None:
-    """It comes in the form, from the level and to the files that the caller has said."""
+    """It has the format, level and file that the caller has configured."""
     source = """
     import logging
     from entangle.process import process
@@ -171,7 +172,7 @@ user = contextvars.ContextVar("user", default="nobody")
 
 @thread
 def seen_in_a_thread(value: str | None = None) -> tuple[str, int]:
-    """What a body sees, before it sets something of its own."""
+    """Return what the body sees, then set values of its own."""
     seen = user.get(), decimal.getcontext().prec
     if value is not None:
         user.set(value)
@@ -190,8 +191,8 @@ def seen_in_a_process() -> str:
 
 
 def test_a_thread_has_the_context_of_the_caller() -> None:
-    """As `asyncio.to_thread` does: each call sees the caller's variables, and what it sets nobody
-    else sees."""
+    """As in `asyncio.to_thread`: each call sees the caller's variables, and its own changes are not
+    seen elsewhere."""
 
     def inside() -> None:
         user.set("caller")
@@ -204,7 +205,7 @@ def test_a_thread_has_the_context_of_the_caller() -> None:
 
 
 def test_a_process_has_the_context_of_the_caller(start: str) -> None:
-    """Also where the run is begun in a thread of its own."""
+    """Also if the run begins in a thread of its own."""
 
     def inside() -> None:
         user.set("caller")
@@ -218,7 +219,7 @@ def test_a_process_has_the_context_of_the_caller(start: str) -> None:
 
 @pytest.mark.parametrize("name", ["logging", "decimal", "socket", "multiprocessing.context"])
 def test_a_module_that_another_thread_is_importing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module is listed before its first line has run."""
+    """A module is in `sys.modules` before its first line has run."""
     half = ModuleType(name)
     if name == "logging":
         half.root = object()  # type: ignore[attr-defined]

@@ -48,7 +48,7 @@ def python(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def hosts() -> Hosts:
-    """Hosts to be reached by ssh."""
+    """Hosts reached by ssh."""
     return given.shared_hosts()
 
 
@@ -64,7 +64,7 @@ def test_a_value_comes_back(python: str) -> None:
 
 
 def test_a_run_past_its_timeout(tmp_path: Path) -> None:
-    """The calling thread waits for the value: nothing else is left to do."""
+    """The calling thread only waits for the value."""
     log = str(tmp_path / "log")
 
     @interpreter
@@ -103,7 +103,8 @@ def test_an_error_is_the_bodys_own(python: str) -> None:
 @pytest.mark.parametrize("retry", [0, 1])
 @pytest.mark.parametrize("dies", [False, True], ids=["raises", "dies"])
 def test_an_error_says_once_which_call_failed_and_as_which_attempt(dies: bool, retry: int) -> None:
-    """The worker there, its agent, the worker here and the caller all know the call."""
+    """The worker there, its agent, the worker here and the caller each know the call, and could
+    each name it."""
 
     @process(retry=retry, sleep=0)
     @interpreter(python=sys.executable)
@@ -132,7 +133,7 @@ def test_an_error_says_once_which_call_failed_and_as_which_attempt(dies: bool, r
 
 @pytest.mark.parametrize("start", ["fork", "forkserver"])
 def test_between_tasks_of_processes(start: Start) -> None:
-    """Whoever delivers the last argument knows that nobody here runs the body."""
+    """The worker that delivers the last argument knows that no worker here can run the body."""
     near, there = process(bodies.inc), interpreter(python=sys.executable)(process(bodies.inc))
     assert near(there(near(1)))(start=start) == 4
 
@@ -156,7 +157,8 @@ def test_layers_below_are_that_places_business(python: str) -> None:
 
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_callers_in_several_processes_share_the_cookies_of_a_place(python: str, cpus: int, tmp_path: Path) -> None:
-    """Each worker has an agent of its own there: those of one tree are one tree there, too."""
+    """Each worker has its own agent there. The agents of one process tree here share the cookies
+    there."""
     log, agents = str(tmp_path / "spans"), str(tmp_path / "agents")
 
     @interpreter(python=python)
@@ -203,7 +205,8 @@ def test_the_cookie_of_an_agent_that_is_killed_is_there_for_the_others(python: s
 
     def kill_the_holder() -> None:
         wait_until(lambda: notes(held) and (tmp_path / "agent-1").exists())
-        time.sleep(0.2)  # for the other to come and wait; should it come later, it finds the same
+        # So that the other caller waits by then. If it comes later, the result is the same.
+        time.sleep(0.2)
         os.kill(pids_in(tmp_path / "agent-0")[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_the_holder)
@@ -216,7 +219,7 @@ def test_the_cookie_of_an_agent_that_is_killed_is_there_for_the_others(python: s
 
 
 def test_who_holds_a_cookie_there_can_wait_for_one_further_on(python: str) -> None:
-    """Were they of one pool, each level would wait for the cookie of the one above."""
+    """With a single pool, each level would wait for the cookie of the one above."""
 
     @scheduler(cpus=1)
     @interpreter(python=python)
@@ -243,8 +246,8 @@ def test_no_such_python_is_told_when_it_is_decorated(tmp_path: Path) -> None:
         interpreter(pyhton="x")  # type: ignore[call-overload]
 
 
-#: A module with tasks of several places: importing it there for one of them makes the others as
-#: well.
+#: A module with tasks of several places. Importing it in one of the places creates the tasks of the
+#: others, too.
 _SEVERAL = """
 import os
 from entangle.docker import docker
@@ -280,7 +283,7 @@ def test_a_task_of_this_machines_python_does_not_hinder_the_others_of_its_module
 ) -> None:
     installed("docker")
     name = f"several{os.getpid()}{len(sys.modules)}"
-    link = tmp_path / "a-python-of-this-machine"  # known to nobody else
+    link = tmp_path / "a-python-of-this-machine"  # a path that exists only on this machine
     link.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
     link.chmod(0o755)
     options = hosts.options("alpha")
@@ -296,7 +299,7 @@ def test_a_task_of_this_machines_python_does_not_hinder_the_others_of_its_module
 
 
 def test_a_module_that_is_loaded_anew_here_is_the_new_one_there(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a notebook; the agent stays warm meanwhile."""
+    """As in a notebook, while the agent stays warm."""
     deep, top = f"deep_{tmp_path.name}", f"top_{tmp_path.name}"
 
     def write(text: str) -> None:
@@ -314,7 +317,8 @@ def test_a_module_that_is_loaded_anew_here_is_the_new_one_there(python: str, tmp
     write("edited")
     assert task()() == ("old", agent)
     importlib.reload(sys.modules[deep])
-    assert task()() == ("old", agent)  # as here, where it has been taken from there before
+    # As in this process, where `top` still has the function that it imported.
+    assert task()() == ("old", agent)
     importlib.reload(sys.modules[top])
     assert sys.modules[top].told()[0] == "edited"
     again = interpreter(python=python)(sys.modules[top].told)

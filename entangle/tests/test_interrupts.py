@@ -1,4 +1,4 @@
-"""Signals that come while the engine takes a step that must not be left half done."""
+"""Signals that arrive while the engine takes a step that must be completed."""
 
 from __future__ import annotations
 

@@ -38,14 +38,14 @@ from entangle._shared.home import home  # noqa: E402
 entangle.joblib.register()
 
 
-#: Workers that stay for all tests here but those that end some, which have workers of their own.
+#: Workers shared by all tests here. Tests that end workers have workers of their own.
 _kept: list[Any] = []
 OTHERS = 3
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm_workers() -> Iterator[None]:
-    while not _kept or len(_kept[0][1].pids) < 2:  # each test begins with both workers there
+    while not _kept or len(_kept[0][1].pids) < 2:  # each test begins with two workers
         Parallel(n_jobs=2, backend="entangle", batch_size=1)(delayed(time.sleep)(0.05) for _ in range(4))
         _kept[:] = lease.unused
     yield
@@ -55,7 +55,7 @@ def _warm_workers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _two_jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every `Parallel` here is on our backend, and leaves nothing behind."""
+    """Every `Parallel` here uses our backend, and must leave nothing behind."""
     monkeypatch.setattr(lease, "KEPT", 9)
     lease.unused[:] = _kept
     with parallel_config(backend="entangle", n_jobs=2):
@@ -159,7 +159,7 @@ def test_one_parallel_for_several_calls_goes_on_after_an_error() -> None:
         with pytest.raises(LookupError):
             parallel(delayed(fail)(x) for x in range(4))
         assert parallel(delayed(double)(x) for x in range(4)) == [0, 2, 4, 6]
-        # The batch behind the one that cannot be sent was ready when the call failed.
+        # The batch after the one that cannot be sent was ready when the call failed.
         with pytest.raises(UnpicklableError):
             parallel(delayed(double)(x) for x in (threading.Lock(), 7))
         assert parallel(delayed(double)(x) for x in range(4)) == [0, 2, 4, 6]
@@ -212,7 +212,7 @@ def test_a_second_worker_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch,
 
     def take(pool: WarmPool) -> Any:
         if pool.started:
-            wait_until(lambda: pids_in(str(tmp_path / "pids")))  # the first one runs a task
+            wait_until(lambda: pids_in(str(tmp_path / "pids")))  # until the first one runs a task
             went.set()
             raise OSError("no more descriptors")
         return usual(pool)
@@ -307,8 +307,8 @@ def _inner(n_jobs: int) -> tuple[int, list[int], str]:
 
 
 def test_all_levels_share_the_cpus() -> None:
-    """Two workers have two CPUs: what they call inside runs in themselves. With fewer workers than
-    CPUs, those inside take the rest."""
+    """Two workers have two CPUs, so calls inside them run in the same process. If there are more
+    CPUs than workers, calls inside take the rest."""
     budget = home().budget.size + 1
     for outer, inner, backend in Parallel(n_jobs=max(2, budget), batch_size=1)(delayed(_inner)(2) for _ in range(2)):
         assert set(inner) == {outer}
@@ -338,7 +338,7 @@ def test_in_a_task_of_entangle() -> None:
 
 
 def test_a_task_of_entangle_in_a_call() -> None:
-    # Workers of its own: those that have started processes have a janitor, as long as they live.
+    # Not the shared workers: one that has started processes keeps a janitor as long as it lives.
     assert Parallel(n_jobs=OTHERS)(delayed(_graph)(x) for x in range(3)) == [0, 2, 4]
 
 
@@ -376,7 +376,8 @@ def test_a_library_that_the_server_has_loaded_already_keeps_to_its_share() -> No
     with parallel_config(backend="entangle", n_jobs=2, inner_max_num_threads=3):
         for _ in range(2):
             found = set().union(*Parallel(batch_size=1)(delayed(_threads_of_blas)() for _ in range(2)))
-            assert found <= {3, min(3, os.cpu_count() or 1)}  # one that is loaded only now starts no more than there are CPUs
+            # A library that is only loaded now starts at most as many threads as there are CPUs.
+            assert found <= {3, min(3, os.cpu_count() or 1)}
 
 
 def _fill(array: Any, value: float, go: Path) -> tuple[float, bool]:
@@ -399,7 +400,7 @@ def test_a_large_array_is_stored_once_and_writes_to_it_stay_in_their_task(monkey
 
     def tasks() -> Iterator[Any]:
         yield from (delayed(_fill)(array, k + 1.0, tmp_path / "go") for k in range(8))
-        (tmp_path / "go").touch()  # until all are under way, none ends
+        (tmp_path / "go").touch()  # no task ends before all are started
 
     found = Parallel(batch_size=1, pre_dispatch="all")(tasks())
     assert found == [(0.0, True)] * 8

@@ -18,7 +18,7 @@ add = process(bodies.add)
 
 
 def test_make_runs_one_job_at_a_time(tmp_path: Path) -> None:
-    """A `make -j8` of a task that has one cookie keeps to it."""
+    """A `make -j8` of a task with one cookie runs one job at a time."""
     if shutil.which("make") is None:
         missing("make is not installed")
     from entangle.scheduler import scheduler
@@ -49,7 +49,7 @@ def test_make_runs_one_job_at_a_time(tmp_path: Path) -> None:
 
 
 def test_somebody_elses_jobserver_is_left_alone(tmp_path: Path) -> None:
-    """When the caller itself is a job of make, what it was given is neither lost nor doubled."""
+    """If the caller is itself a job of make, its tokens are neither lost nor duplicated."""
     if shutil.which("make") is None:
         missing("make is not installed")
     (tmp_path / "job.py").write_text(

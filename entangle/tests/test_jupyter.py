@@ -1,5 +1,5 @@
-"""Inside Jupyter and marimo: functions of a notebook, a kernel full of threads, a loop that already
-runs; and what is shown there."""
+"""Jupyter and marimo: functions of a notebook, a kernel with many threads, an event loop that
+already runs, and what the notebook displays."""
 
 from __future__ import annotations
 
@@ -121,19 +121,19 @@ def test_a_notebook(tmp_path: Path) -> None:
             text += "".join(told)
         outputs.append(text)
     assert outputs[1] == "6\n"
-    assert "a body prints" in outputs[2]  # in the notebook, under the cell that ran it
+    assert "a body prints" in outputs[2]  # in the notebook, below the cell that ran it
     assert "True 20" in outputs[2]
     assert outputs[3] == "6\n"
     assert outputs[4] == "[2, 3]\n"
     assert outputs[5] == "caught 'from a body' True\n"
     assert "100" in outputs[6].split()
     assert outputs[7] == "4\n"
-    assert "add" in outputs[8]  # what a call looks like when a cell ends with one
+    assert "add" in outputs[8]  # how a call is displayed when it is the value of a cell
     assert json.loads(outputs[9]) == {"add": [{"one": []}, {"1": []}]}
-    assert outputs[10].endswith("graph 2\n")  # after its progress, if it lasts
+    assert outputs[10].endswith("graph 2\n")  # its progress may come before it
     for how in ("fork", "forkserver", "spawn"):
         assert f"{how} 100 2" in outputs[11]
-        assert f"{how} True" in outputs[12]  # the line of the cell that has failed
+        assert f"{how} True" in outputs[12]  # the line of the cell that failed
     assert list(runs.glob("entangle-*/*")) == []
 
 
@@ -179,7 +179,7 @@ def study(n):
 
 
 class Cell(NamedTuple):
-    """What a cell has shown: its texts, and each display by its id, with all its states."""
+    """What a cell has displayed: its text, and all states of each display, by display id."""
 
     text: str
     displays: dict[str, list[dict[str, str]]]
@@ -187,8 +187,8 @@ class Cell(NamedTuple):
     value: dict[str, str]
 
 
-#: What a front end does: it runs the cells that it reads, and writes all messages of each. In a
-#: process of its own, since the library leaves its event loop open.
+#: Acts as a front end: reads cells, runs them, and writes all messages of each. It needs a process
+#: of its own, since the library leaves its event loop open.
 FRONT_END = """
 import json, os, sys
 from jupyter_client.manager import KernelManager
@@ -215,7 +215,8 @@ finally:
 
 
 def shown_in_jupyter(folder: Path, cells: list[str]) -> list[Cell]:
-    """Run cells in a kernel of Jupyter, one after the other: what a front end is sent by each."""
+    """Run cells in a Jupyter kernel, one after the other. Return what the kernel sends to a front
+    end for each."""
     for name in ("jupyter_client", "ipykernel"):
         if importlib.util.find_spec(name) is None:
             missing(f"{name} is not installed")
@@ -267,7 +268,8 @@ with entangle.progress():
 
 @pytest.mark.timeout(180)
 def test_progress_in_a_notebook(tmp_path: Path) -> None:
-    """One display a run, under the cell that asked for it, that moves and is right at its end."""
+    """Each run has one display, below its cell. The display changes, and its last state is
+    right."""
     more = ["total(fail(load(1)))(progress=True)", SEVERAL, "study(3)"]
     _, *cells, failed, several, drawn = shown_in_jupyter(tmp_path, [STUDY, *WRITTEN, *more])
     for written, cell in zip(WRITTEN, cells, strict=True):
@@ -297,14 +299,14 @@ def test_progress_in_a_notebook(tmp_path: Path) -> None:
     ]
     assert "190\n" in several.text
 
-    # A cell that ends with a call shows its graph.
+    # A cell whose value is a call displays its graph.
     assert drawn.value["text/plain"] == "<call total(load(…), load(…), load(…))>"
     assert texts_of(drawn.value["text/html"]) == ["load", "0", "load", "1", "load", "2", "total"]
     assert drawn.text == ""
 
 
 def texts_of(page: str) -> list[str]:
-    """What is written in a picture. It must be XML, and have the colours of the page."""
+    """The texts in a picture. It must be XML, and use the colours of the page."""
     root = ElementTree.fromstring(page)
     assert not re.search("<script|<style|<img|href|url[(]|prefers-color", page)
     assert root[0].get("fill") == "currentColor"
@@ -378,7 +380,7 @@ def test_a_call_that_cannot_be_run_has_no_picture() -> None:
 
 
 def test_names_in_a_notebook_are_text() -> None:
-    """Whatever a task is called, nothing of it is read as HTML."""
+    """Whatever the name of a task is, it is never interpreted as HTML."""
     from entangle._run.progress.notebook import html_of
     from entangle._run.progress.tally import Count
     from entangle._run.progress.wording import View
@@ -472,7 +474,7 @@ NOTEBOOK = """
 
 @pytest.mark.timeout(180)
 def test_a_notebook_of_marimo(tmp_path: Path) -> None:
-    """A program of marimo, run by marimo: what its cells have shown at their end."""
+    """A marimo program, run by marimo: what its cells display in the end."""
     if importlib.util.find_spec("marimo") is None:
         missing("marimo is not installed: pip install marimo-base")
     (tmp_path / "book.py").write_text(textwrap.dedent(NOTEBOOK))

@@ -1,4 +1,5 @@
-"""Callers that are killed, interrupted, terminated or end early: nothing of theirs is left."""
+"""Callers that are killed, interrupted, terminated or exit early: none of their processes and files
+is left."""
 
 import contextlib
 import os
@@ -73,7 +74,7 @@ EXPECTED = {"sleep": 3, "program": 5, "nested": 3, "compute": 1, "threaded": 1}
 
 
 def busy(caller: Caller, log: Path) -> list[int]:
-    """Wait until everything that RUN_FOR_EVER does is under way; the numbers of all its
+    """Wait until all bodies and programs of RUN_FOR_EVER run. Return the numbers of all
     processes."""
 
     def under_way() -> bool:
@@ -95,7 +96,7 @@ def busy(caller: Caller, log: Path) -> list[int]:
 
 @pytest.mark.parametrize("how", ["clean", "next run"])
 def test_kill_the_caller(tmp_path: Path, start: str, how: str) -> None:
-    """No process is left a second later, and no file after the next run or a `clean`."""
+    """No process is left after a second, and no file after the next run or a `clean`."""
     log = tmp_path / "log"
     caller = Caller(tmp_path, RUN_FOR_EVER, ENTANGLE_START=start).start(str(log))
     try:
@@ -117,7 +118,7 @@ def test_kill_the_caller(tmp_path: Path, start: str, how: str) -> None:
 
 
 def test_kill_the_caller_of_bodies_whose_programs_have_left_the_group(tmp_path: Path, start: str) -> None:
-    """A program in a session of its own, and one whose parent has gone, belong to the run as
+    """A program in a session of its own, and one whose parent has exited, belong to the run as
     well."""
     log = tmp_path / "log"
     caller = Caller(
@@ -199,8 +200,7 @@ def test_clean_and_other_runs_leave_living_runs_alone(tmp_path: Path) -> None:
 
 
 def output_of_next_beside(folder: Path, caller: Caller) -> None:
-    """One more run beside a living one; that the directories are empty afterwards is not to be
-    expected."""
+    """Run once more beside a living run. The directories need not be empty afterwards."""
     (folder / "beside").mkdir()
     beside = Caller(
         folder / "beside",
@@ -224,8 +224,8 @@ def test_clean_with_nothing_to_clean(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["the caller", "the group"])
 def test_control_c(tmp_path: Path, start: str, to: str) -> None:
-    """The caller gets a KeyboardInterrupt, as from any other code, and cleans up after itself on
-    its way out."""
+    """The caller gets a KeyboardInterrupt, as from any other code, and cleans up before it
+    exits."""
     log = tmp_path / "log"
     caller = Caller(
         tmp_path,
@@ -241,7 +241,7 @@ def test_control_c(tmp_path: Path, start: str, to: str) -> None:
         caller.stop()
     assert status in (-signal.SIGINT, 130), err
     assert out == "interrupted\n"
-    assert err.count("Traceback") == 1, err  # the caller's own, and none of any worker
+    assert err.count("Traceback") == 1, err  # that of the caller, and none of a worker
     assert caller.files() == []
 
 
@@ -281,14 +281,13 @@ def test_terminate_the_caller(tmp_path: Path, start: str, handled: bool) -> None
     finally:
         caller.stop()
     assert status == (7 if handled else -signal.SIGTERM), err
-    if not handled:  # nobody was left to clean up: the next run does it
+    if not handled:  # no process was left to clean up: the next run does it
         (tmp_path / "after").mkdir()
         output_of_next(tmp_path / "after", caller)
     assert caller.files() == []
 
 
-#: Bodies that run in the caller's main thread: alone, around a run, and on their way to another
-#: place.
+#: Bodies in the caller's main thread: alone, around a run, and one that runs in another place.
 HERE = """
     import os, signal, sys, time
     from entangle.interpreter import interpreter
@@ -313,8 +312,8 @@ HERE = """
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "handler"])
 @pytest.mark.parametrize("body", ["plain", "workflow", "far", "far, with retry"])
 def test_a_signal_ends_a_body_in_the_main_thread_and_its_caller(tmp_path: Path, body: str, how: str) -> None:
-    """It is for the program: no error of the body's, which an `except Exception` would take, and
-    nothing to try again."""
+    """The signal is for the program. It is not an error of the body, which an `except Exception`
+    would catch, and the body is not tried again."""
     log = tmp_path / "log"
     handler = "\n    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n" if how == "handler" else ""
     main = f"""
@@ -352,7 +351,7 @@ def test_a_handler_that_a_body_has_set_stays(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_caller_while_it_waits(tmp_path: Path, start: str) -> None:
-    """Whatever a handler of the caller raises ends the run, and goes on to the caller."""
+    """Any exception that a handler of the caller raises ends the run, and reaches the caller."""
     log = tmp_path / "log"
     caller = Caller(
         tmp_path,
@@ -378,8 +377,8 @@ def test_an_error_of_the_caller_while_it_waits(tmp_path: Path, start: str) -> No
         os.kill(caller.process.pid, signal.SIGUSR1)
         assert caller.process.stdout is not None
         assert caller.process.stdout.readline() == "enough\n"
-        # The caller lives on; its run does not. The warm server with its spares is not part of the
-        # run.
+        # The caller survives, but its run does not. The warm server and its spare workers do not
+        # belong to the run.
         server = {child for child in caller.family() if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()}
         gone([pid for pid in pids if pid != caller.process.pid and pid not in server])
         assert caller.process.stdin is not None
@@ -392,8 +391,8 @@ def test_an_error_of_the_caller_while_it_waits(tmp_path: Path, start: str) -> No
 
 
 def test_a_script_that_ends_before_its_background_run(tmp_path: Path, start: str) -> None:
-    """A run that was started with `proc=True` may be waited for or stopped, but it leaves
-    nothing."""
+    """A run that was started with `proc=True` may be awaited or killed, but it leaves nothing
+    behind."""
     log, gate = tmp_path / "log", tmp_path / "gate"
     caller = Caller(
         tmp_path,
@@ -443,7 +442,7 @@ def test_signals_are_the_callers_again_after_a_run(start: str) -> None:
 
 
 def test_a_callers_signal_handlers_run_while_it_waits(tmp_path: Path) -> None:
-    """A handler of the user's that does not raise does not end the wait."""
+    """A user's handler that does not raise does not end the wait."""
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
     log = str(tmp_path / "log")
@@ -463,7 +462,7 @@ def test_a_callers_signal_handlers_run_while_it_waits(tmp_path: Path) -> None:
 
 
 def test_workers_ignore_the_callers_handlers() -> None:
-    """A handler that the caller has installed for itself is not run in a worker."""
+    """A worker does not run a handler that the caller has installed for itself."""
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
 

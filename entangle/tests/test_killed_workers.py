@@ -1,6 +1,6 @@
-"""Workers that are killed: noticed, named, and survived where `retry` allows.
+"""Workers that are killed: the death is noticed and named, and survived if `retry` allows it.
 
-The heaviest of these are repeated many times in `drill/`.
+The heaviest of these tests are repeated many times in `drill/`.
 """
 
 import os
@@ -22,7 +22,7 @@ total = process(bodies.total)
 
 @pytest.fixture
 def killer() -> Iterator[Killer]:
-    """A process that kills workers of this one: a thread would change how workers are started."""
+    """A process that kills workers of this one. A thread would change how workers are started."""
     with Killer() as ready:
         yield ready
 
@@ -49,20 +49,19 @@ def test_a_worker_killed_in_a_body_is_told_without_retry(killer: Killer, tmp_pat
 
 
 def test_a_worker_killed_at_any_moment(killer: Killer) -> None:
-    """Not only inside a body: between two bodies, while it takes a node, while it publishes a
-    value."""
+    """Also between two bodies, while it takes a node, and while it publishes a value."""
     kill_at_any_moment(killer, range(15), retry=3)
 
 
 def test_a_worker_killed_at_any_moment_without_retry(killer: Killer) -> None:
-    """The right answer, if nothing ran in it just then, or the right error; never anything else,
-    and never a hang."""
+    """The right value if it ran no body just then, or the right error; never anything else, and
+    never a hang."""
     kill_at_any_moment(killer, range(1000, 1015), retry=0)
 
 
 def test_all_workers_killed_at_once(tmp_path: Path, start: str) -> None:
-    """Four bodies meet, each in a process of its own, and all four are killed. On the second
-    attempt they stay alive."""
+    """Four bodies wait for each other, each in its own process, and all four are killed. At the
+    second attempt they are not."""
     met = str(tmp_path / "met")
 
     @process(retry=3)
@@ -86,7 +85,7 @@ def test_a_body_that_dies_on_every_attempt(tmp_path: Path) -> None:
 
 
 def test_a_stopped_worker_is_killed_at_its_deadline(tmp_path: Path, start: str) -> None:
-    """SIGSTOP is not a death, and nobody but the deadline ends it."""
+    """SIGSTOP does not end a process, so only the deadline ends it."""
 
     @process(timeout=1)
     def stop() -> None:

@@ -1,5 +1,5 @@
-"""The proof that every test gives must be able to fail: tests that leave something behind are
-caught."""
+"""The check that every test leaves nothing behind must be able to fail. So here, tests that leave
+something behind are caught."""
 
 from __future__ import annotations
 

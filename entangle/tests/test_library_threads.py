@@ -23,7 +23,7 @@ CPUS = len(os.sched_getaffinity(0))
 several_cpus = pytest.mark.skipif(CPUS < 2, reason="libraries have one thread anyway on one CPU")
 WAYS = ("fork", "forkserver", "spawn")
 
-#: A program whose tasks tell how many threads numpy's BLAS has in them, and who has them.
+#: A program with tasks that return how many threads numpy's BLAS has.
 PROGRAM = """
 import os, time
 import numpy
@@ -60,7 +60,8 @@ USE = "numpy.ones((300, 300)) @ numpy.ones((300, 300))\n"
 
 
 def output(tmp_path: Path, lines: str, **environment: str) -> str:
-    """What a program prints: PROGRAM, then these lines. They have `meet`, a folder to meet in."""
+    """The output of a program: PROGRAM, then these lines. `meet` is the path of a directory in
+    which its processes wait for each other."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment.setdefault(name, "")
     empty = [name for name, value in environment.items() if not value]
@@ -75,8 +76,7 @@ def output(tmp_path: Path, lines: str, **environment: str) -> str:
 @several_cpus
 @pytest.mark.parametrize(("start", "used"), [("fork", ""), ("fork", USE), ("forkserver", USE), ("spawn", "")])
 def test_a_worker_alone_has_all_cpus_and_two_share_them(tmp_path: Path, start: str, used: str) -> None:
-    """Also where the caller's own threads of the library were started before; they stay as they
-    were."""
+    """Also if the caller's own threads of the library were started before; they do not change."""
     installed("threadpoolctl")
     lines = f"""
 {used}
@@ -90,7 +90,7 @@ print({{name for name in os.environ if "THREADS" in name}})
 @several_cpus
 @pytest.mark.parametrize(("start", "name"), [("fork", "OMP"), ("fork", "OPENBLAS"), ("forkserver", "OPENBLAS"), ("spawn", "OMP")])
 def test_a_number_that_the_user_has_set_stays(tmp_path: Path, start: str, name: str) -> None:
-    """By a variable, whichever of those that the library reads; a larger one as well."""
+    """A variable that the library reads, also with a larger number."""
     lines = f"print(all_of(of_two(meet), of_two(meet))(start={start!r}), os.environ.get('OMP_NUM_THREADS'))"
     told = CPUS if name == "OMP" else None
     assert output(tmp_path, lines, **{f"{name}_NUM_THREADS": str(CPUS)}) == f"[{CPUS}, {CPUS}, {CPUS}] {told}\n"
@@ -98,7 +98,7 @@ def test_a_number_that_the_user_has_set_stays(tmp_path: Path, start: str, name: 
 
 @pytest.mark.skipif(CPUS != 2, reason="the numbers are those of two CPUs")
 def test_a_number_that_the_user_has_set_by_a_call_is_inherited_by_a_fork(tmp_path: Path) -> None:
-    """threadpoolctl in the caller: its worker that has all CPUs keeps to the number, too."""
+    """The caller uses threadpoolctl. A worker that has all CPUs keeps to the number, too."""
     lines = """
 import threadpoolctl
 with threadpoolctl.threadpool_limits(1):
@@ -111,8 +111,8 @@ print(of_one()(start="fork"))
 @several_cpus
 @pytest.mark.parametrize("start", WAYS)
 def test_runs_inside_bodies_divide_what_their_worker_has(tmp_path: Path, start: str) -> None:
-    """In a body that has all CPUs, two nested ones share them; in one of two, they have its
-    share."""
+    """In a body that has all CPUs, two nested bodies share them. In one of two bodies, they share
+    its part."""
     lines = f"""
 @process
 def outer(meet):
@@ -135,7 +135,7 @@ print(all_of(half(meet), half(meet))(start={start!r}))
 
 @several_cpus
 def test_a_task_with_a_cookie_computes_on_its_one_cpu(tmp_path: Path) -> None:
-    """So its libraries have one thread, and all CPUs again in the body after it."""
+    """Its libraries have one thread, and all CPUs again in the next body."""
     lines = """
 from entangle.scheduler import scheduler
 
@@ -156,7 +156,7 @@ for start in ("fork", "spawn"):
 
 @several_cpus
 def test_threads_of_the_caller_keep_its_own(tmp_path: Path) -> None:
-    """Bodies in threads share the process with the caller: nothing is set there."""
+    """Bodies in threads share the process with the caller, so nothing is set there."""
     lines = """
 @thread
 def in_thread(meet):
@@ -174,7 +174,7 @@ print(in_thread(meet)(), here(meet)(), all_of(of_two(meet), of_two(meet))(), thr
 
 @several_cpus
 def test_runs_beside_each_other_share_the_cpus(tmp_path: Path) -> None:
-    """Each run has a part of them, from the second one on."""
+    """Each run has a part of them, from the second run on."""
     lines = """
 first, second = of_two(meet)(proc=True), of_two(meet)(proc=True)
 print(min(first.result(), second.result()), of_one()())
@@ -184,7 +184,7 @@ print(min(first.result(), second.result()), of_one()())
 
 @several_cpus
 def test_a_run_with_one_worker_has_all_cpus_in_it(tmp_path: Path) -> None:
-    """Its bodies come one after the other."""
+    """Its bodies run one after the other."""
     lines = "print(all_of(of_one(), of_one()).run(workers=1))"
     assert output(tmp_path, lines) == f"[{CPUS}, {CPUS}, {CPUS}]\n"
 
@@ -192,7 +192,7 @@ def test_a_run_with_one_worker_has_all_cpus_in_it(tmp_path: Path) -> None:
 @several_cpus
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_all_jobs_of_scikit_learn_are_those_of_the_share(tmp_path: Path, start: str) -> None:
-    """`n_jobs=-1` asks joblib how many CPUs there are."""
+    """`n_jobs=-1` asks joblib for the number of CPUs."""
     installed("sklearn")
     lines = f"""
 @process
@@ -211,8 +211,8 @@ print(jobs()(start={start!r}), both(jobs(), jobs())(start={start!r}))
 
 @several_cpus
 def test_a_forked_worker_uses_gnus_openmp_with_one_thread(tmp_path: Path) -> None:
-    """With more it waits for ever for threads that only its parent has. `auto` does not fork then,
-    and `start="fork"` can be had all the same."""
+    """With more threads it would hang: it would wait for threads that only its parent has. So
+    `auto` does not fork then, but `start="fork"` must work."""
     installed("sklearn")
     lines = """
 from sklearn.datasets import make_regression
@@ -233,7 +233,7 @@ print(len({score(), fitted()(start="fork")}))
 
 @several_cpus
 def test_without_threadpoolctl_openblas_keeps_to_its_share_all_the_same(tmp_path: Path) -> None:
-    """It comes with numpy, and is what `auto` forks beside."""
+    """OpenBLAS comes with numpy, and `auto` forks although it has threads."""
     lines = """
 import sys
 sys.modules["threadpoolctl"] = None
@@ -266,8 +266,9 @@ print(both(told(meet), told(meet))(start="fork"), count())
 @several_cpus
 @pytest.mark.parametrize("known", [True, False])
 def test_a_worker_that_computes_nothing_starts_no_threads(tmp_path: Path, known: bool) -> None:
-    """OpenBLAS would start those of the whole machine, which spin for a while, as soon as it is
-    told how many it may use. Where its symbols are not known, it is told all the same."""
+    """OpenBLAS's own function for the number starts all threads at once, and they spin for a while.
+    So the number is written into its variable, and the function is called only if the variable is
+    not found."""
     lines = f"""
 from entangle._worker import openblas
 if not {known}:
@@ -300,7 +301,7 @@ print(both(count(meet), count(meet))(start="fork"), threads())
 @several_cpus
 @pytest.mark.parametrize(("start", "loaded"), [("fork", True), ("fork", False), ("forkserver", True), ("spawn", False)])
 def test_numba_and_numexpr_and_polars(tmp_path: Path, start: str, loaded: bool) -> None:
-    """Loaded in the caller before, or in the body. A compiled loop still compiles."""
+    """They are loaded in the caller before, or in the body. A loop can still be compiled."""
     for name in ("numba", "numexpr", "polars"):
         installed(name)
     lines = f"""
@@ -329,7 +330,7 @@ print(both(counted(meet), counted(meet))(start={start!r}))
 
 @several_cpus
 def test_values_pushed_through_a_dataflow(tmp_path: Path) -> None:
-    """One value through one process has all CPUs; of many, each has its share."""
+    """One value in one process has all CPUs. Each of many values has its share."""
     lines = """
 from entangle.dataflow import dataflow
 
@@ -345,7 +346,7 @@ print(pushed()(1), {value for (value,) in pushed().stream(range(20))}, set(proce
 
 @several_cpus
 def test_a_number_that_a_body_sets_is_the_users(tmp_path: Path) -> None:
-    """Runs inside the body go by it."""
+    """Runs inside the body use the number, too."""
     lines = f"""
 @process
 def outer(meet):
@@ -363,7 +364,7 @@ print(outer(meet)())
 
 
 def test_a_container_with_a_quota_of_cpus(tmp_path: Path) -> None:
-    """The budget there is one CPU, however many the machine has."""
+    """The budget in the container is one CPU, however many the machine has."""
     from entangle.docker import docker
 
     image = given.image()
@@ -378,7 +379,7 @@ def test_a_container_with_a_quota_of_cpus(tmp_path: Path) -> None:
 
 
 def test_one_cpu(tmp_path: Path) -> None:
-    """Nothing is set where nothing is to be shared."""
+    """Nothing is set if there is nothing to share."""
     lines = """
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 @process
@@ -391,7 +392,8 @@ print(variables()(), variables(variables(), variables())())
 
 @several_cpus
 def test_programs_that_bodies_start_have_the_share(tmp_path: Path) -> None:
-    """By the environment; a program that is an entangle program itself takes it for the user's."""
+    """They get it from the environment. A program that itself uses entangle takes it for the user's
+    setting."""
     lines = """
 import subprocess, sys
 @process
@@ -476,7 +478,7 @@ def test_nodes_that_run_alone(call: Any, expected: list[str]) -> None:
 
 
 def shares(run: str, call: Any, workers: int = 512) -> tuple[int, int]:
-    """Of a run that begins, on 64 CPUs."""
+    """The shares of a run that begins on 64 CPUs."""
     found = library_shares.begin(run, *flow_of(call), 64, workers, None)
     return found.each, found.whole
 
@@ -494,7 +496,7 @@ def test_shares_on_many_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for call, workers, each in several:
         assert shares("run", call, workers) == (each, 64)
         library_shares.end("run")
-    # Runs beside each other, and one that begins when the first is over.
+    # Concurrent runs, and one that begins when the first has ended.
     assert [shares("a", one()), shares("b", one()), shares("c", one(one(), one()))] == [(64, 64), (32, 32), (10, 21)]
     library_shares.end("a")
     assert shares("d", one()) == (21, 21)

@@ -1,5 +1,5 @@
-"""`@limit`: never more of one name at once, or begun in a second, than was said; in the whole tree
-of processes, whoever dies; and nobody waits for ever."""
+"""`@limit`: calls of one name never exceed the stated number at once, or per second. This holds for
+the whole process tree, whichever process dies, and no call waits for ever."""
 
 # Decorators are passed around as values here, and have no types then.
 # mypy: disable-error-code="untyped-decorator"
@@ -59,12 +59,12 @@ def log(tmp_path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _no_limits_of_other_tests() -> None:
-    """Each test has names of its own, though some are alike."""
+    """Forget the limits of earlier tests, which use some of the same names."""
     pools._stated.clear()
 
 
 def alone(path: str, most: int = 1, seconds: float = 0.003) -> int:
-    """Be in a block with at most so many others."""
+    """Run in a block that at most `most` processes may enter."""
     with place_among(path, most):
         note(path, "begun", os.getpid())
         time.sleep(seconds)
@@ -161,7 +161,7 @@ def test_the_whole_tree_of_a_run_keeps_it(start: str, log: str) -> None:
 
 
 def test_a_limit_that_only_bodies_know_is_kept_by_all_of_them(start: str, log: str) -> None:
-    """No process has the queue open all the time: each that opens it finds it whole."""
+    """No process keeps the queue open all the time. Each process that opens it finds all places."""
 
     @process
     def knows(path: str) -> int:
@@ -249,8 +249,8 @@ def test_on_one_cpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [process, thread, process(fresh=True)], ids=["process", "thread", "fresh"])
 @pytest.mark.parametrize("figures", [{"at_once": 1}, {"at_once": 50, "per_second": 5}, {"per_second": 5}], ids=str)
 def test_what_waits_for_a_limit_hinders_nothing_else(kind: Any, figures: dict[str, Any], log: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four workers: one is in the body, one waits for its place or token, and that must be all:
-    the body goes on when the others have run."""
+    """Four workers: one runs the body, and one waits for its place or token. No other may wait: the
+    body ends only when the free tasks have run."""
     monkeypatch.setenv("ENTANGLE_MAX_WORKERS", "4")
 
     @limit("slow", **figures)
@@ -269,7 +269,7 @@ def test_what_waits_for_a_limit_hinders_nothing_else(kind: Any, figures: dict[st
 
 
 def test_many_that_wait_are_not_many_processes(log: str) -> None:
-    """A thousand nodes under a limit of five."""
+    """A thousand nodes with a limit of five."""
 
     @limit("five", at_once=5)
     @process
@@ -305,7 +305,7 @@ def _children() -> int:
 
 
 def test_waiting_for_a_place_is_noted(log: str) -> None:
-    """Of the one that sleeps for it, and of those that wait on the list."""
+    """Both for the worker that sleeps until a place is free, and for nodes in the waiting list."""
 
     @limit("one", at_once=1)
     @process
@@ -322,7 +322,7 @@ def test_waiting_for_a_place_is_noted(log: str) -> None:
     together(*(first(log) for _ in range(8)), *(free(log) for _ in range(8)))()
     run = records.run()
     waits = sorted(node.times.cookie for node in run.nodes if node.name == "first")
-    assert waits[-1] >= 0.7  # for seven others
+    assert waits[-1] >= 0.7  # it waited for seven others
     assert waits[0] < waits[-1] / 2
     assert len([wait for wait in waits if wait >= 0.1]) >= 2
     assert all(node.times.cookie == 0 for node in run.nodes if node.name == "free")
@@ -403,7 +403,7 @@ def test_several_limits_in_any_order_never_deadlock(log: str, monkeypatch: pytes
         chosen = random.Random(seed).sample(tasks, 12)
         return int(total(*(task(path) for task in chosen))())
 
-    pools._stated.clear()  # many functions of one name
+    pools._stated.clear()  # so that many functions may have one name
     for name, most in names.items():
         pools.state(name, "all", (pools.Pool(pools.PLACES, name, most),))
     calls = [task(log) for task in tasks for _ in range(4)]
@@ -470,7 +470,7 @@ def test_one_run_after_the_other_shares_tokens() -> None:
 
 
 def test_a_burst_begins_together() -> None:
-    """One by one they would take as long as tests may not."""
+    """One after the other, they would exceed the time limit of tests."""
     task = limit("rare", per_second=0.001, burst=3)(process(bodies.one))
     assert total(task(), task(), task())() == 3
 
@@ -529,7 +529,7 @@ def test_a_bucket(rate: float, burst: int, tmp_path: Path) -> None:
 
 
 def all_places(name: str, count: int, log: str) -> None:
-    """See that a limit has all of its places: so many can meet."""
+    """Check that a limit has all of its places: so many bodies can wait for each other."""
     pools._stated.clear()
     task = limit(name, at_once=count)(process(meet))
     together(*(task(log, count) for _ in range(count)))()
@@ -559,11 +559,12 @@ def test_places_come_back_whoever_is_killed_and_when(tmp_path: Path) -> None:
 
     summed, hits = process(retry=5)(bodies.total), 0
     with Killer() as killer:
-        with subprocess.Popen(["sleep", "60"]) as first:  # so that it has started, too
+        # So that the killer process has started, too.
+        with subprocess.Popen(["sleep", "60"]) as first:
             note(tmp_path / "first", first.pid)
             killer.kill_when_noted(tmp_path / "first")
             assert killer.killed() == [first.pid]
-        # On a busy machine the killer may come too late for many of the runs.
+        # On a busy machine the killer may be too late for many of the runs.
         for seed in range(40):
             killer.kill_any_child(seed)
             assert summed(*(work(log) for _ in range(20)), nested(log), nested(log))() == 32
@@ -585,7 +586,8 @@ def test_a_body_past_its_timeout_gives_its_place_back(log: str) -> None:
 
 
 def test_a_thread_that_was_abandoned_holds_no_place(log: str) -> None:
-    """It cannot be killed, and runs on; when it ends it gives back nothing that is another's."""
+    """It cannot be killed, and continues to run. When it ends, it does not give back a place that
+    another call holds."""
     go, stayed = threading.Event(), list[threading.Thread]()
 
     @limit("one", at_once=1)
@@ -718,7 +720,8 @@ def test_ctrl_c_in_a_body_of_the_calling_thread_or_while_it_waits(waits: bool, t
     try:
         assert caller.process.stdout is not None
         assert caller.process.stdout.readline() == ("waits\n" if waits else "begun\n")
-        time.sleep(0.3)  # to come to the place where it waits; should it not be there yet, the same is true
+        # So that it waits by then. If it does not yet, the result is the same.
+        time.sleep(0.3)
         os.kill(caller.process.pid, signal.SIGINT)
         status, out, err = caller.finish()
         assert (status, out) == (0, "interrupted\nbegun\n2 0\n"), err
@@ -740,7 +743,7 @@ def test_the_caller_holds_the_limit_of_a_function_in_another_python(same: bool, 
 
 @pytest.fixture(scope="session")
 def hosts() -> Hosts:
-    """Real ssh servers, on this machine."""
+    """Real ssh servers on this machine."""
     return given.shared_hosts()
 
 
@@ -911,8 +914,8 @@ def make(most: int, name: str = "made") -> Any:
 
 
 def test_what_is_decorated_again_is_told_when_it_runs(log: str) -> None:
-    """A factory, a loop, a cell of a notebook: the function may have taken the place of the first,
-    or not."""
+    """In a factory, a loop or a notebook cell, the second function may replace the first, or exist
+    beside it."""
     five, six = make(5), make(6)
     told = r"@limit\('made'\): work says at_once={}, but .* says at_once={}"
     with pytest.raises(OptionError, match=told.format("[56]", "[56]")):

@@ -41,8 +41,7 @@ def test_to_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("start", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.drill)])
 def test_bodies_log_as_well(tmp_path: Path, start: str) -> None:
-    """In a script, whose own module configures logging at its top: wherever its functions run, that
-    has been done."""
+    """The script configures logging at its top. This also takes effect where its functions run."""
     output_of(
         tmp_path,
         """
