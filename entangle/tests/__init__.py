@@ -1,1 +1,1 @@
-"""The promises of entangle, each a test with real processes."""
+"""What entangle guarantees, tested with real processes."""

@@ -38,7 +38,7 @@ SIGNALS = sorted(int(number) for number in signal.valid_signals())
 LIMITS = sorted(name for name in dir(resource) if name.startswith("RLIMIT_") and name not in ("RLIMIT_OFILE", "RLIMIT_RTTIME"))
 
 
-# --- looking --------------------------------------------------------------------------------------
+# --- reading the state ----------------------------------------------------------------------------
 
 
 def _directory() -> str:
@@ -196,7 +196,7 @@ def look() -> dict[str, str]:
     return {name: str(looked()) for name, looked in LOOKS.items()}
 
 
-# --- changing -------------------------------------------------------------------------------------
+# --- changing it ----------------------------------------------------------------------------------
 
 Change = Callable[[], object]
 #: Changes that a worker undoes after the body.

@@ -435,7 +435,7 @@ def test_a_worker_is_gone_after_its_run(way: Way) -> None:
         wait_until(lambda: not alive(pid), 1.0)
 
 
-# --- what bodies find around them -----------------------------------------------------------------
+# --- the surroundings of a body -------------------------------------------------------------------
 
 
 @pytest.mark.near

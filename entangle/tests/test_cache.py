@@ -603,7 +603,7 @@ def test_a_store_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(notes(tmp_path / "log")) == 1
 
 
-# --- what is done with a hit ----------------------------------------------------------------------
+# --- calls whose value is found -------------------------------------------------------------------
 
 
 @pytest.fixture

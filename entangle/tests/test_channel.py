@@ -121,7 +121,7 @@ def test_the_process_may_fork_while_an_agent_is_warm() -> None:
     assert interpreter(bodies.num)(6)() == 6
 
 
-# --- what is printed ------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def test_what_is_printed_comes_with_place_and_call_path(python: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -530,7 +530,7 @@ def test_the_working_directory_there_is_no_place_of_modules(tmp_path: Path, monk
     assert pid != os.getpid()
 
 
-# --- what dies ------------------------------------------------------------------------------------
+# --- processes that die ---------------------------------------------------------------------------
 
 
 def test_an_agent_that_dies_in_the_middle(python: str) -> None:
@@ -719,7 +719,7 @@ def test_a_caller_that_is_killed_leaves_nothing_there(tmp_path: Path) -> None:
     wait_until(lambda: not any(alive(pid) for pid in pids), 5.0)
 
 
-# --- what is no agent -----------------------------------------------------------------------------
+# --- programs that are not agents -----------------------------------------------------------------
 
 
 def _program(folder: Path, text: str) -> str:

@@ -337,7 +337,7 @@ def test_a_child_keeps_its_hands_off_the_workers_cookie() -> None:
         assert notes(log) == [["in"], ["out"]] * 5
 
 
-# --- what stays -----------------------------------------------------------------------------------
+# --- processes that outlive a body ----------------------------------------------------------------
 
 
 def _tracked(log: str) -> Any:

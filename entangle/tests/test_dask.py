@@ -76,7 +76,7 @@ def noted(path: str, *values: Any) -> Any:
     return values
 
 
-# --- what a graph gives ---------------------------------------------------------------------------
+# --- values of a graph ----------------------------------------------------------------------------
 
 
 def test_values_of_keys_nested_twice_and_as_they_are() -> None:
@@ -367,7 +367,7 @@ def test_arrays_and_bags(tmp_path: Path) -> None:
     ]
 
 
-# --- what goes wrong ------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -280,7 +280,7 @@ def test_packages_that_cannot_be_had(image: str, tmp_path: Path) -> None:
     assert derived() == before
 
 
-# --- what is not there ----------------------------------------------------------------------------
+# --- what is missing ------------------------------------------------------------------------------
 
 
 def test_an_image_that_is_not_there(image: str) -> None:
@@ -576,7 +576,7 @@ def test_options_travel() -> None:
     assert hash(again) == hash(there.layers[0].transport)  # type: ignore[attr-defined]
 
 
-# --- a daemon that goes ---------------------------------------------------------------------------
+# --- a daemon that ends ---------------------------------------------------------------------------
 
 
 class Daemon:

@@ -315,7 +315,7 @@ def test_a_pushed_value_can_be_cancelled(tmp_path: Path) -> None:
         future.result(timeout=20)
 
 
-# --- short of something ---------------------------------------------------------------------------
+# --- short of a resource --------------------------------------------------------------------------
 
 _MANY = """
     import asyncio, resource, sys

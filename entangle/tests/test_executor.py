@@ -436,7 +436,7 @@ def test_futures_in_map(executor: Executor) -> None:
     assert list(executor.map(bodies.add, ones, range(10))) == [2 * number for number in range(10)]
 
 
-# --- what cannot travel, and errors ---------------------------------------------------------------
+# --- what cannot be pickled, and errors -----------------------------------------------------------
 
 
 def test_an_error_has_the_traceback_of_the_worker(executor: Executor) -> None:

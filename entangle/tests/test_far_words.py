@@ -53,7 +53,7 @@ def program(folder: Path, text: str) -> str:
     return str(path)
 
 
-# --- words that would control the terminal --------------------------------------------------------
+# --- control characters ---------------------------------------------------------------------------
 
 WORDS = (
     "plain \x1b[31mred\x1b[0m \x1b[1;38:5:9mbold\x1b[m title\x1b]0;t\x07 clear\x1b[2J move\x1b[5A clip\x1b]52;c;aGk=\x1b\\ "
@@ -216,7 +216,7 @@ def test_what_is_escaped(text: str, shown: str) -> None:
     assert escaped(text) == shown
 
 
-# --- messages that are none -----------------------------------------------------------------------
+# --- invalid messages -----------------------------------------------------------------------------
 
 
 class Given(ByteStream):

@@ -846,7 +846,7 @@ def test_rocm_counts_in_two_ways() -> None:
     assert shown(["1"], "hip") == {"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "1"}
 
 
-# What cannot be -----------------------------------------------------------------------------------
+# What is refused ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

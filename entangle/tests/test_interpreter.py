@@ -152,7 +152,7 @@ def test_layers_below_are_that_places_business(python: str) -> None:
     assert pid not in (os.getpid(), agent()())
 
 
-# --- cookies there --------------------------------------------------------------------------------
+# --- cookies in another Python --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cpus", [1, 2])

@@ -426,7 +426,7 @@ def test_with_devices(log: str, monkeypatch: pytest.MonkeyPatch) -> None:
     together(meets(log + "2", 2), meets(log + "2", 2))()
 
 
-# --- a second -------------------------------------------------------------------------------------
+# --- per second -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [process, thread, workflow], ids=["process", "thread", "workflow"])
@@ -525,7 +525,7 @@ def test_a_bucket(rate: float, burst: int, tmp_path: Path) -> None:
     same.close()
 
 
-# --- the dead -------------------------------------------------------------------------------------
+# --- holders that die -----------------------------------------------------------------------------
 
 
 def all_places(name: str, count: int, log: str) -> None:
