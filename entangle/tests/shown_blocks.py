@@ -59,15 +59,15 @@ class Block:
     """A block of a page, with what the page says of it."""
 
     line: int
-    """Of its first line of code, from 1."""
+    """The line of the page at which its code begins, from 1."""
     language: str
     title: str | None
     code: str
     before: tuple[tuple[int, str], ...] = ()
-    """Hidden lines that it needs, each part with its line."""
+    """Hidden code that it needs, each part with its line of the page."""
     not_run: str | None = None
     printed: str | None = None
-    """What the `text` block behind it says."""
+    """The `text` block after it."""
 
 
 @dataclass(frozen=True)
