@@ -204,7 +204,7 @@ def length_and(content: bytes, other: Any) -> tuple[int, Any]:
 
 
 def meet(path: str, number: int) -> int:
-    """Sleep until `number` bodies have called this: proves that so many run at the same time.
+    """Sleep until `number` bodies have called this, which proves that they run at the same time.
 
     Each body opens the same named pipe, then adds a line to the file. The last one writes a byte
     into the pipe. Nobody reads the byte, so every body sees it."""
@@ -226,7 +226,7 @@ def meet(path: str, number: int) -> int:
 
 
 def burn(seconds: float) -> int:
-    """Keep a CPU busy for so many seconds of CPU time."""
+    """Keep a CPU busy for `seconds` of CPU time."""
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass

@@ -49,7 +49,7 @@ def size(data: bytes) -> int:
 
 
 def give(count: int) -> bytes:
-    """Return so many bytes."""
+    """Return `count` bytes."""
     return bytes(count)
 
 

@@ -60,7 +60,7 @@ def far_pythons(same: bool) -> str:
 
 
 def clock_that_is_off(folder: Path, off: float) -> str:
-    """A shell command after which the clock of every Python is so many seconds off."""
+    """A shell command after which the clock of every Python is off by `off` seconds."""
     made = folder / f"clock{off:+.0f}"
     made.mkdir()
     (made / "sitecustomize.py").write_text(

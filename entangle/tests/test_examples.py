@@ -93,7 +93,7 @@ TELLING = {
 CONTAINED = ("aiexample", "dockerexample", "lineageexample")
 #: Examples that install packages in their container, from an index on the network.
 INSTALLING = ("aiexample",)
-#: What a new user writes first. Each has at most so many lines.
+#: The examples that a new user writes first, and their largest number of lines.
 EVERY_DAY, LINES = ("cached_analysis_example", "fetch_example", "images_example", "map_example", "sweep_example"), 60
 #: Examples that log their progress, if they take longer than a second.
 SHOWING = ("images_example",)

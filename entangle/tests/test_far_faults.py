@@ -40,7 +40,7 @@ from .evidence import alive, notes, pids_in, wait_until
 from .far_bodies import Slow, freezes, give, print_for_ever, size, touch
 from .services import given as services
 
-#: The next call must return, and a program end, within so many seconds, even on a busy machine.
+#: The limit for the next call to return, and for a program to end, on a busy machine (seconds).
 SOON = 15.0
 LARGE = 300 << 20
 

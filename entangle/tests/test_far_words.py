@@ -41,7 +41,7 @@ from .callers import Caller
 from .evidence import text_of
 from .places import far_pythons
 
-#: Even on a busy machine, an answer must come within so many seconds.
+#: The limit for an answer, on a busy machine (seconds).
 SOON = 15.0
 
 

@@ -529,7 +529,7 @@ def test_a_bucket(rate: float, burst: int, tmp_path: Path) -> None:
 
 
 def all_places(name: str, count: int, log: str) -> None:
-    """Check that a limit has all of its places: so many bodies can wait for each other."""
+    """Check that a limit has all of its places: `count` bodies can wait for each other."""
     pools._stated.clear()
     task = limit(name, at_once=count)(process(meet))
     together(*(task(log, count) for _ in range(count)))()
