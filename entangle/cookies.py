@@ -598,6 +598,10 @@ _open_queues: weakref.WeakSet[CookieQueue] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_after_fork)
 
 
+#: What ENTANGLE_JOBSERVER may be.
+JOBSERVER_STYLES = ("", "fifo", "pipe", "off")
+
+
 @lru_cache(maxsize=1)
 def jobserver_style() -> str:
     """How make is offered the queue: `fifo` by a path (4.4 and later), `pipe` by descriptors.
@@ -606,7 +610,7 @@ def jobserver_style() -> str:
     once in a process. ENTANGLE_JOBSERVER overrides it: `fifo`, `pipe` or `off`.
     """
     chosen = os.environ.get("ENTANGLE_JOBSERVER", "")
-    if chosen in ("fifo", "pipe", "off"):
+    if chosen and chosen in JOBSERVER_STYLES:
         return chosen
     # Without `subprocess`: its import takes longer than that of this whole module.
     read, write = os.pipe()

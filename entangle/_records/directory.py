@@ -23,11 +23,22 @@ __all__ = ["find_directory", "make_directory", "recording", "segments_of", "whol
 #: records of older versions are lost.
 SEGMENTS = "sheets"
 _OFF = ("0", "off", "no", "false", "never")
+_ON = ("", "1", "on", "yes", "true")
+_unknown: set[str] = set()
 
 
 def recording() -> bool:
-    """Whether runs are to be remembered: ENTANGLE_RECORD=0 says no."""
-    return os.environ.get("ENTANGLE_RECORD", "").lower() not in _OFF
+    """Whether runs are to be remembered: ENTANGLE_RECORD=0 says no. An unknown word says yes, and
+    is told of once."""
+    word = os.environ.get("ENTANGLE_RECORD", "").lower()
+    if word not in (*_OFF, *_ON, "values") and word not in _unknown:
+        _unknown.add(word)
+        import logging
+
+        logging.getLogger("entangle").warning(
+            "ENTANGLE_RECORD=%r is not known, so runs are recorded without whole values; set it to 0, 1 or values", word
+        )
+    return word not in _OFF
 
 
 def whole_values() -> bool:

@@ -37,7 +37,7 @@ from entangle._worker import importing, inline
 from entangle._worker.away import AwayFunction
 from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
-from entangle.cookies import CookieQueue
+from entangle.cookies import JOBSERVER_STYLES, CookieQueue
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
 from entangle.flow import AWAY, HERE, IN_CALLER, PROCESS, THREAD, Flow
 from entangle.pools import agree, compare
@@ -571,16 +571,21 @@ def _most_workers() -> int:
     or three.
     """
     given = os.environ.get("ENTANGLE_MAX_WORKERS", "512")
+    offered = os.environ.get("ENTANGLE_JOBSERVER", "")
+    if offered not in JOBSERVER_STYLES:  # here, and not in a worker
+        raise EntangleError(f"ENTANGLE_JOBSERVER={offered!r}; choose one of {', '.join(filter(None, JOBSERVER_STYLES))}")
     try:
         wanted = int(given)
     except ValueError:
+        wanted = 0
+    if wanted < 1:
         raise EntangleError(
-            f"ENTANGLE_MAX_WORKERS={given!r} is no whole number; set it to the most worker processes of a run, such as 16"
-        ) from None
+            f"ENTANGLE_MAX_WORKERS={given!r} is no whole number above 0; set it to the most worker processes of a run, such as 16"
+        )
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         wanted = min(wanted, max(2, (soft - 128) // 3))
-    return max(1, wanted)
+    return wanted
 
 
 def _pipe(undone: contextlib.ExitStack) -> tuple[int, int]:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import queue
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -234,3 +237,63 @@ def known() -> dict[str, Any]:
         return n
 
     return {"square": square, "call": square(2), "flow": flow(), "q": queue.Queue(), "cluster": Cluster()}
+
+
+# Variables ----------------------------------------------------------------------------------------
+
+#: Variables between parts of entangle, of the test kit, and of the example programs.
+NOT_FOR_USERS = {"CODE", "HOSTS", "HOSTS_PYTHON", "IMAGE", "LEASE", "PARTITION", "QUEUE", "ROLE", "WATCH", "WORKER"}
+
+_PROGRAM = """
+import sys
+from entangle.interpreter import interpreter
+from entangle.process import process
+
+@process(cache="DEPOT" in {variable!r})
+def here(): return 1
+
+@interpreter(python=sys.executable)
+@process
+def there(): return 1
+
+if __name__ == "__main__":
+    print((there if {variable!r} in ("ENTANGLE_SILENCE", "ENTANGLE_WIRE_LIMIT") else here)()())
+"""
+
+
+def variables() -> list[list[str]]:
+    """The table of environment variables: name, what it does, value, default, a wrong value."""
+    text = (PAGES / "options.md").read_text(encoding="utf-8").partition("## Environment variables")[2]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+
+
+def test_every_variable_is_in_the_table() -> None:
+    used = {
+        name for path in MODULES.values() for name in re.findall(r"\bENTANGLE_([A-Z]+(?:_[A-Z]+)*)\b", path.read_text(encoding="utf-8"))
+    }
+    assert {"RECORD", "START"} <= used
+    told = {row[0].strip("`").removeprefix("ENTANGLE_") for row in variables()}
+    assert told - {"TMPDIR"} == used - NOT_FOR_USERS
+    assert all(len(row) == 5 and all(row[:4]) for row in variables())
+
+
+@pytest.mark.parametrize("row", [row for row in variables() if row[4]], ids=lambda row: row[0].strip("`"))
+def test_a_wrong_value_of_a_variable_is_told(row: list[str], tmp_path: Path) -> None:
+    """By an error, or a warning beside a run that goes on; both name the variable or the value."""
+    found = re.fullmatch(r"`(.+)`: (?:`(\w+)`|a warning( when old runs are looked for)?)", row[4])
+    assert found, row[4]
+    value, error, later = found.groups()
+    variable = row[0].strip("`")
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM.format(variable=variable), encoding="utf-8")
+    environment = {**os.environ, "ENTANGLE_RECORD_DIR": str(tmp_path / "records"), variable: value}
+    command = [sys.executable, str(program)]
+    if later:
+        command = [sys.executable, "-c", "from entangle import records; records.runs()"]
+        subprocess.run([sys.executable, str(program)], env=environment, check=True, capture_output=True, timeout=100)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert (ran.returncode != 0) == (error is not None), ran.stderr
+    last = ran.stderr.strip()
+    assert variable in last or value in last
+    assert error is None or f"entangle.errors.{error}: " in last
+    assert error is not None or last.count("\n") < 2

@@ -846,14 +846,20 @@ class Channel:
 def _limit() -> int:
     given = os.environ.get("ENTANGLE_WIRE_LIMIT", LIMIT)
     try:
-        return int(given)
+        limit = int(given)
     except ValueError:
-        raise EntangleError(f"ENTANGLE_WIRE_LIMIT={given}: it is a whole number of bytes") from None
+        limit = 0
+    if limit < 1:
+        raise EntangleError(f"ENTANGLE_WIRE_LIMIT={given}: it must be a whole number of bytes above 0")
+    return limit
 
 
 def _silence(transport: Transport) -> float:
     given = os.environ.get("ENTANGLE_SILENCE", "120")
     try:
-        return max(0.1, float(given))
+        seconds = float(given)
     except ValueError:
-        raise EntangleError(f"ENTANGLE_SILENCE={given}: it is a number of seconds") from None
+        seconds = 0.0
+    if not seconds > 0:  # this is also true of nan
+        raise EntangleError(f"ENTANGLE_SILENCE={given}: it must be a number of seconds above 0")
+    return max(0.1, seconds)
