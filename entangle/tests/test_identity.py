@@ -29,7 +29,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entangle._shared.identity import Identity, check_ignored, check_packages, difference, identify, nearest_difference
+from entangle._shared.identity import Identity, check_ignored, check_packages, code_facts, difference, identify, nearest_difference
 from entangle.errors import CacheKeyError, OptionError
 from entangle.task import task
 
@@ -451,3 +451,12 @@ def test_what_has_changed_is_said_in_words() -> None:
     assert difference(stored, older) == [f"Python {now}, was {now.replace('3', '2', 1)}"]
     moved = {name.replace("study.scale", "tools.scale"): digest for name, digest in stored.items()}
     assert difference(stored, moved) == []
+
+
+def test_facts_of_code_go_with_it() -> None:
+    known = len(code_facts._known)
+    for number in range(50):  # an address serves again once its code is gone
+        code = compile(f"first_{number}", "made", "eval")
+        assert code_facts.facts_of(code).reads == (f"first_{number}",)
+        del code
+    assert len(code_facts._known) <= known

@@ -1,10 +1,11 @@
-"""What counts of a code object, and what it names. Asked again, it is remembered."""
+"""What counts of a code object, and what it names. It is remembered as long as the code lives."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import types
+import weakref
 from typing import Any, NamedTuple
 
 from entangle._shared.identity.instructions import graph_of, steps_of
@@ -37,13 +38,15 @@ class CodeFacts(NamedTuple):
     imports: tuple[tuple[str, int], ...]
 
 
-_known: dict[int, tuple[types.CodeType, CodeFacts]] = {}
+#: By the `id` of the code. A warm worker gets a function that travels by value anew with each run,
+#: so holding the code would keep a copy for each run that asked.
+_known: dict[int, tuple[weakref.ref[types.CodeType], CodeFacts]] = {}
 
 
 def facts_of(code: types.CodeType) -> CodeFacts:
     """The facts about a code object."""
     known = _known.get(id(code))
-    if known is not None:
+    if known is not None and known[0]() is code:
         return known[1]
     steps = steps_of(code)
     reads: set[str] = set()
@@ -76,7 +79,14 @@ def facts_of(code: types.CodeType) -> CodeFacts:
     facts = CodeFacts(digest, tuple(sorted(reads)), frozenset(names), tuple(sorted(imports)))
     if len(_known) > 4000:
         _known.clear()
-    _known[id(code)] = code, facts  # holds the code, so that no other gets its `id`
+    key = id(code)
+
+    def forget(gone: weakref.ref[types.CodeType]) -> None:
+        known = _known.get(key)
+        if known is not None and known[0] is gone:  # else another code has this `id` by now
+            del _known[key]
+
+    _known[key] = weakref.ref(code, forget), facts
     return facts
 
 
