@@ -111,29 +111,14 @@ def _auto() -> Finding:
 
 
 def _cpus() -> Finding:
-    from entangle.cookies import available_cpus
+    from entangle.cookies import available_cpus, cpu_quota
 
     usable, there = len(available_cpus()), os.cpu_count() or 1
     detail = f"{usable} of {there} usable" if usable != there else f"{usable}"
-    limit = _cgroup_cpus()
-    if limit is not None and limit < usable:
-        return Finding(
-            "cpus",
-            WORKS,
-            f"{detail}, but this container may use {limit:g} at a time",
-            "taskset -c, or ENTANGLE_MAX_WORKERS, limits workers to as many",
-        )
+    quota = cpu_quota()
+    if quota is not None and quota < usable:
+        return Finding("cpus", WORKS, f"{detail}, of which the control group allows {quota:g} at a time")
     return Finding("cpus", WORKS, detail)
-
-
-def _cgroup_cpus() -> float | None:
-    """The CPUs that the control group allows at a time (cgroup v2); None for no limit."""
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-    except (OSError, ValueError):
-        return None
-    return None if quota == "max" else int(quota) / int(period)
 
 
 def _run_directory() -> Finding:

@@ -26,6 +26,7 @@ from typing import Any, cast
 import pytest
 
 from entangle.cli import main
+from entangle.cli.doctor import _cpus
 from entangle.cli.exit_status import ABSENT, DONE, FAILED, INTERRUPTED, UNINSTALLED, UNREACHABLE, USAGE
 
 from .callers import ROOT, Caller
@@ -1371,6 +1372,15 @@ def test_the_doctor_says_what_is_broken(line: Line) -> None:
     done = line("doctor", "--json", ENTANGLE_GRAPH="http://nowhere")
     assert done.returncode == FAILED
     assert {finding["what"] for finding in json.loads(done.stdout) if finding["state"] == "broken"} == {"gremlin"}
+
+
+def test_the_doctor_tells_the_quota_that_runs_keep_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a unit of systemd the control group is not at the top of the tree, as in a container."""
+    monkeypatch.setattr("entangle.cookies.cpu_quota", lambda: 0.5)
+    monkeypatch.setattr("entangle.cookies.available_cpus", lambda: [0, 1])
+    assert "of which the control group allows 0.5 at a time" in _cpus().detail
+    monkeypatch.setattr("entangle.cookies.cpu_quota", lambda: 2.0)
+    assert "control group" not in _cpus().detail
 
 
 def test_a_graph_server_that_is_down(many: Line) -> None:
