@@ -24,10 +24,11 @@ YOUNG = 600
 
 class KeptFile(NamedTuple):
     """A kept call: the run, the node, its file, when it was written (seconds since 1970), and its
-    size (bytes)."""
+    size (bytes). Or the task of calls (`is_call` is false); its number is that of a body."""
 
     run: str
     node: int
+    is_call: bool
     path: str
     at: float
     size: int
@@ -45,6 +46,11 @@ def path_of(place: str, run: str, node: int) -> str:
 
 def all_kept(place: str, run: str | None = None) -> list[KeptFile]:
     """The kept calls, or those of a run, by run and node."""
+    return [one for one in _files(place, run) if one.is_call]
+
+
+def _files(place: str, run: str | None = None) -> list[KeptFile]:
+    """The files of kept calls and of their tasks, or those of a run, by run and number."""
     found = []
     with contextlib.suppress(OSError), os.scandir(folder_of(place)) as entries:
         for entry in entries:
@@ -77,22 +83,22 @@ def _note(head: dict[str, Any]) -> str:
 
 
 def trim(place: str, most: int = MOST, calls: int = MOST_CALLS) -> None:
-    """Remove the oldest kept calls until the others have at most so many bytes together, and are at
-    most so many."""
-    kept = sorted(all_kept(place), key=lambda call: call.at, reverse=True)
-    size = 0
-    for number, call in enumerate(kept):
-        size += call.size
-        if size > most or number >= calls:
-            _remove(call.path)
+    """Remove the oldest kept calls until the others have at most so many bytes together, with their
+    tasks, and are at most so many."""
+    size = count = 0
+    for file in sorted(_files(place), key=lambda file: file.at, reverse=True):
+        size += file.size
+        count += file.is_call
+        if size > most or count > calls:  # a task was written after its calls, and stays as long as they do
+            _remove(file.path)
 
 
 def remove_of(place: str, runs: Iterable[str]) -> None:
-    """Remove the kept calls of these runs."""
+    """Remove the kept calls of these runs, and their tasks."""
     gone = set(runs)
-    for call in all_kept(place):
-        if call.run in gone:
-            _remove(call.path)
+    for file in _files(place):
+        if file.run in gone:
+            _remove(file.path)
 
 
 def sweep(place: str, remembered: Iterable[str]) -> list[str]:

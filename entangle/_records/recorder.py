@@ -123,6 +123,7 @@ class Recorder:
         load = self._loads.pop(run.id, None)
         if writer is None:
             return
+        self._keep_tasks(run)
         if (error := run.reason()) is not None:
             self._say_how_to_replay(run, error, writer)
         assert run.table is not None
@@ -140,6 +141,17 @@ class Recorder:
                 _follow_up(run, os.path.dirname(os.path.dirname(writer.path)))
             except Exception as error:
                 complain(error)
+
+    def _keep_tasks(self, run: ObservedRun) -> None:
+        """Keep the tasks of the calls that workers have kept."""
+        with contextlib.suppress(Exception):  # importing it needs a descriptor
+            assert run.table is not None
+            assert run.site is not None
+            whole = run.table.header[NOTING] == notes.WHOLE
+            if whole or FAILED in bytes(run.table.states):
+                from entangle._worker.keeping import keep_tasks  # not at the top: few runs need it
+
+                keep_tasks(run.site, whole)
 
     def _say_how_to_replay(self, run: ObservedRun, error: BaseException, writer: Writer) -> None:
         """Add the command to an error that runs the failed call again, if the call was kept."""

@@ -24,7 +24,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -278,27 +278,27 @@ def _task(call: KeptCall, script: ModuleType | None, say: Callable[[str], None])
     for part in head["qualified"].split("."):
         found = getattr(found, part, None)
     if isinstance(found, Task):
-        _say_what_changed(head, found, say)
+        _say_what_changed(call.task.code, found, say)
         return found
     if module is not None and "<" not in head["qualified"]:
         say(f"there is no task {head['qualified']} in {module.__name__} any more: it is as it was kept")
-    if not call.task:
+    if not call.task.pickled:
         raise CannotReplay(f"task {name} is not found ({why}), and it was not kept")
-    if tuple(head["python"]) != sys.version_info[:2]:
+    if tuple(call.task.python) != sys.version_info[:2]:
         raise CannotReplay(
-            f"task {name} was kept by Python {'.'.join(map(str, head['python']))}, and this is another version; use that one"
+            f"task {name} was kept by Python {'.'.join(map(str, call.task.python))}, and this is another version; use that one"
         )
     try:
-        kept = loads_kept(call.task)
+        kept = loads_kept(call.task.pickled)
     except Exception as error:
         raise CannotReplay(f"task {name} is not found ({why}), and cannot be made again ({type(error).__name__}: {error})") from None
     return kept if isinstance(kept, Task) else Task(kept, ())
 
 
-def _say_what_changed(head: dict[str, Any], task: Task[..., Any], say: Callable[[str], None]) -> None:
+def _say_what_changed(code: Mapping[str, str], task: Task[..., Any], say: Callable[[str], None]) -> None:
     """Say how the code of a task differs from what has failed."""
     try:
-        changed = difference(identify(task.__name__, task.function, (), {}).parts, head["code"]) if head["code"] else []
+        changed = difference(identify(task.__name__, task.function, (), {}).parts, code) if code else []
     except Exception:  # code without an identity
         return
     for line in changed:

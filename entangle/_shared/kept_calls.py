@@ -4,12 +4,17 @@ whose values are kept, to be given to it again.
 ::
 
     a line of JSON     which call of which run, what it failed with ("": nothing); lengths
-    the task           pickled; nothing where it is found by its name alone
     the shape          pickled: the keywords and templates of the arguments
     values             each pickled, with its large buffers
 
 A value that was not kept has no bytes, and the line says why. One file a call, beside the records
 of runs; `_worker/keeping.py` writes it, and `_records/kept.py` finds it.
+
+What all calls of a task have in common is in a file of its own. The process that began the run
+writes it when the run ends; it is missing where that process was killed::
+
+    a line of JSON     the digests of the code, the version of Python
+    the task           pickled; nothing where it is found by its name alone
 """
 
 from __future__ import annotations
@@ -18,14 +23,15 @@ import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 #: The form of these files. A version of entangle that finds a newer form leaves it alone.
-FORM = 1
+FORM = 2
 #: The directory in which they lie, beside that of the log segments.
 FOLDER = "calls"
-_OURS = re.compile(r"([0-9a-f]{16})-(\d+)\.call")
+_OURS = re.compile(r"([0-9a-f]{16})-(\d+)\.(call|task)")
 #: The most bytes of the values of one call.
 MOST = 64 << 20
 #: Of calls that have ended well: how many of a run are kept, and the most bytes that the values of
@@ -62,13 +68,22 @@ class KeptValue(NamedTuple):
         return sum(memoryview(part).nbytes for part in (self.pickled, *self.buffers))
 
 
+class KeptTask(NamedTuple):
+    """A kept task: its pickle, the digests of the parts of its code, and the version of Python."""
+
+    pickled: bytes = b""
+    code: Mapping[str, str] = MappingProxyType({})
+    python: Sequence[int] = ()
+
+
 class KeptCall(NamedTuple):
-    """A kept call: what its first line says, the pickled task and shape, and the values."""
+    """A kept call: what its first line says, the pickled shape, the values, and the task, which has
+    a file of its own."""
 
     head: dict[str, Any]
-    task: bytes
     shape: bytes
     values: list[KeptValue]
+    task: KeptTask = KeptTask()
 
     @property
     def lacks(self) -> list[KeptValue]:
@@ -85,10 +100,16 @@ def name_of(run: str, node: int) -> str:
     return f"{run}-{node}.call"
 
 
-def whose(name: str) -> tuple[str, int] | None:
-    """The run and the node that a file is named after; None for another file."""
+def name_of_task(run: str, body: int) -> str:
+    """The name of the file of the task of a body of a run."""
+    return f"{run}-{body}.task"
+
+
+def whose(name: str) -> tuple[str, int, bool] | None:
+    """The run and the node that a file is named after, and whether it is that of a call; else the
+    number is that of a body. None for another file."""
     found = _OURS.fullmatch(name)
-    return (found[1], int(found[2])) if found else None
+    return (found[1], int(found[2]), found[3] == "call") if found else None
 
 
 def write(folder: str, call: KeptCall) -> None:
@@ -102,14 +123,24 @@ def write(folder: str, call: KeptCall) -> None:
         }
         for value in call.values
     ]
-    head = {"form": FORM, **call.head, "task_length": len(call.task), "shape_length": len(call.shape), "values": values}
-    path = os.path.join(folder, name_of(head["run"], head["node"]))
+    head = {"form": FORM, **call.head, "shape_length": len(call.shape), "values": values}
+    parts = (call.shape, *(part for value in call.values for part in (value.pickled, *value.buffers)))
+    _write(os.path.join(folder, name_of(head["run"], head["node"])), head, parts)
+
+
+def write_task(folder: str, run: str, body: int, task: KeptTask) -> None:
+    """Write the task of a body of a run, as a call is written. Raises OSError."""
+    head = {"form": FORM, "code": dict(task.code), "python": list(task.python)}
+    _write(os.path.join(folder, name_of_task(run, body)), head, (task.pickled,))
+
+
+def _write(path: str, head: dict[str, Any], parts: Iterable[bytes | memoryview]) -> None:
     draft = f"{path}.{os.getpid()}"
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         with open(fd, "wb") as file:
             file.write(json.dumps(head).encode("ascii") + b"\n")
-            for part in (call.task, call.shape, *(part for value in call.values for part in (value.pickled, *value.buffers))):
+            for part in parts:
                 file.write(part)
         os.rename(draft, path)
     except BaseException:
@@ -124,12 +155,13 @@ def head_of(path: str) -> dict[str, Any]:
 
 
 def read(path: str) -> KeptCall:
-    """Read a call. Raises OSError, and NotKept for what is no such file, or not one of this
-    user."""
+    """Read a call, with its task if that was kept. Raises OSError, and NotKept for what is no such
+    file, or not one of this user."""
     with _opened(path) as file:
         head = _head(file)
         try:
-            parts = [file.read(head["task_length"]), file.read(head["shape_length"])]
+            task = os.path.join(os.path.dirname(path), name_of_task(head["run"], head["body"]))
+            shape = file.read(head["shape_length"])
             values = []
             for said in head["values"]:
                 pickled, *buffers = [file.read(length) for length in said["lengths"]]
@@ -138,7 +170,19 @@ def read(path: str) -> KeptCall:
                 values.append(KeptValue(said["argument"], pickled, buffers, said["why"], said["at_hand"]))
         except (LookupError, TypeError, ValueError) as error:
             raise NotKept(f"{path} is damaged ({type(error).__name__}: {error})") from None
-    return KeptCall(head, parts[0], parts[1], values)
+    return KeptCall(head, shape, values, _task(task))
+
+
+def _task(path: str) -> KeptTask:
+    """A kept task; an empty one where there is none."""
+    try:
+        with _opened(path) as file:
+            head = _head(file)
+            return KeptTask(file.read(), head["code"], head["python"])
+    except FileNotFoundError:  # the process that began the run was killed
+        return KeptTask()
+    except LookupError:
+        raise NotKept(f"{path} is damaged") from None
 
 
 def _opened(path: str) -> Any:

@@ -4,6 +4,9 @@ those of one that has ended well, where values are kept.
 Nothing is kept before a body has ended. Arguments are taken as they were made: constants from the
 flow, values from the store. A value that came from hand to hand is taken from the body, which may
 have changed it.
+
+A worker keeps values alone. The task of a kept call is pickled, and its code read, by the process
+that began the run: that takes modules which each worker would import anew.
 """
 
 from __future__ import annotations
@@ -14,25 +17,27 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import compress
 from types import FunctionType
 from typing import Any
 
 from entangle._shared import masks
 from entangle._shared.frame import LINK
-from entangle._shared.identity import identify
-from entangle._shared.kept_calls import FOLDER, MOST, KeptCall, KeptValue, every, share, write
+from entangle._shared.kept_calls import FOLDER, MOST, KeptCall, KeptTask, KeptValue, every, share, write, write_task
 from entangle._shared.masks import is_secret
 from entangle._shared.pickling import PicklerByName, pickler_by_value, says_ours, why_not
 from entangle._shared.site import Site
 from entangle._shared.store import NOWHERE, Store, aside, in_record
 from entangle._shared.summaries import arguments_in_turn, call_in_short, cut, path_in_short
-from entangle._shared.table import DONE, IN_RECORD
+from entangle._shared.table import DONE, FAILED, IN_RECORD
 from entangle._worker.inheritance import directory
 from entangle._worker.library_threads import users_environment
 from entangle.flow import COPY, UNCHANGING, Flow, Template
 
 #: The most inputs of a call that is kept though it has ended well: each costs some microseconds.
 _MOST_INPUTS = 10_000
+#: The most tasks of a run that are kept.
+_MOST_TASKS = 1000
 #: The most characters of the value of a variable that is kept.
 _LONGEST = 4096
 #: Variables of a terminal or a login, which are those of whoever runs the call again.
@@ -101,6 +106,22 @@ def keep_ended(site: Site, store: Store | None, node: int) -> None:
         return
 
 
+def keep_tasks(site: Site, whole: bool) -> None:
+    """Keep the tasks of the calls that have failed in a run that is over, in the process that began
+    it; those of all calls, if the run is one whose values are kept (`whole`). Never raises."""
+    flow = site.flow
+    try:
+        folder = "" if flow.rearmed else _folder(site)
+        bodies = set(flow.body_of if whole else compress(flow.body_of, map(FAILED.__eq__, bytes(site.table.states))))
+        for body in sorted(bodies)[:_MOST_TASKS] if folder else ():
+            task = getattr(flow.bodies[body], "task", None)
+            if task is not None and not flow.bodies[body].ours:
+                write_task(folder, site.run_id, body, KeptTask(_pickled_task(task), _code(task), sys.version_info[:2]))
+        surroundings()  # compiles the masks, once for all workers that are forked later
+    except Exception:  # no run fails otherwise for the sake of it
+        return
+
+
 def _folder(site: Site) -> str:
     """Where the kept calls of a run lie; "" if nothing is kept of it."""
     if site.record:
@@ -141,6 +162,7 @@ def _kept(site: Site, taking: _Taking, node: int, task: Any, told: tuple[str, st
     head = {
         "run": site.run_id,
         "node": node,
+        "body": flow.body_of[node],
         "name": masks.masked(flow.name(node)),
         "task": task.__name__,
         "module": module,
@@ -151,11 +173,9 @@ def _kept(site: Site, taking: _Taking, node: int, task: Any, told: tuple[str, st
         "failed": told[0],  # its text may quote a secret
         "call_path": masks.masked(path_in_short(flow, node)) if told[0] else "",  # it may be long, and errors show it
         "call": told[1],
-        "code": _code(task),
         **surroundings(),
     }
-    task_and_shape = (b"", b"") if lacks else (_pickled_task(task), _pickled((keywords, templates), MOST))
-    return KeptCall(head, *task_and_shape, values)
+    return KeptCall(head, b"" if lacks else _pickled((keywords, templates), MOST), values)
 
 
 def surroundings() -> dict[str, Any]:
@@ -172,7 +192,6 @@ def surroundings() -> dict[str, Any]:
     return {
         "host": os.uname().nodename,
         "pid": os.getpid(),
-        "python": list(sys.version_info[:2]),
         "executable": sys.executable,
         "directory": directory(),
         "path": [entry for entry in sys.path if isinstance(entry, str)],
@@ -189,6 +208,8 @@ def _is_hidden(name: str, value: str) -> bool:
 
 def _code(task: Any) -> dict[str, str]:
     """The digests of the parts of the code that a task reaches, by their names."""
+    from entangle._shared.identity import identify
+
     try:
         return identify(task.__name__, task.function, (), {}, imports=False).parts
     except Exception:  # code without an identity, or none yet: nobody can tell then whether it has changed

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,12 @@ class Folder:
         return subprocess.run(command, cwd=self.path.parent, env=known, input=entered, capture_output=True, text=True, timeout=120)
 
     def kept(self) -> list[Path]:
+        return sorted((self.path / "records" / "calls").glob("*.call"))
+
+    def tasks(self) -> list[Path]:
+        return sorted((self.path / "records" / "calls").glob("*.task"))
+
+    def files(self) -> list[Path]:
         return sorted((self.path / "records" / "calls").iterdir())
 
 
@@ -284,7 +292,7 @@ def test_directory_variables_and_words_are_those_of_then(folder: Folder) -> None
     folder.fails("here(1)", "--fast", MODE="quick", API_TOKEN="abcdef0123456789")
     done = folder.replay(MODE="slow")
     assert f"ValueError: work quick {['here(1)', '--fast']} 1" in done.stderr.splitlines()
-    assert all("abcdef0123456789" not in path.read_text("latin-1") for path in folder.kept())
+    assert all("abcdef0123456789" not in path.read_text("latin-1") for path in folder.files())
 
 
 def test_what_may_be_a_secret_is_not_kept(folder: Folder) -> None:
@@ -294,7 +302,7 @@ def test_what_may_be_a_secret_is_not_kept(folder: Folder) -> None:
     assert folder.fails("login('ann', one)") == "no replay: argument password may be a secret, by its name"
     assert folder.fails("fail({'api_key': lives(one)})") == "no replay: argument point may hold a secret, by a name in it"
     assert folder.fails("fail(other)") == "no replay: argument point may be a secret, by its look"
-    assert all("hunter22" not in path.read_text("latin-1") for path in folder.kept())
+    assert all("hunter22" not in path.read_text("latin-1") for path in folder.files())
     done = folder.replay()
     assert (done.returncode, done.stdout) == (ABSENT, "")
     assert "cannot be run again: argument point may be a secret, by its look" in done.stderr
@@ -341,8 +349,8 @@ def test_a_secret_is_in_no_part_of_a_kept_call(folder: Folder, call: str) -> Non
     said = [line for line in done.stderr.splitlines() if "replay: " in line]
     assert len(said) == 1, done.stderr
     assert said == [f"no replay: {WITHOUT[call]}"] if WITHOUT[call] else "replay: entangle replay" in said[0]
-    (path,) = folder.kept()
-    assert "hunter22xyz" not in path.read_bytes().replace(b"\0", b"").decode("latin-1")
+    assert len(folder.kept()) == len(folder.tasks()) == 1
+    assert all("hunter22xyz" not in path.read_bytes().replace(b"\0", b"").decode("latin-1") for path in folder.files())
 
 
 @pytest.mark.parametrize("dies", ["os.kill(os.getpid(), 9)", "raise ValueError(n)"])
@@ -382,7 +390,7 @@ def test_arguments_that_cannot_be_pickled_or_are_too_large(folder: Folder) -> No
     huge = "no replay: argument point is too large: the arguments of a call may have 64 MiB together"
     assert folder.fails("silent(bytes(70 << 20))") == huge
     assert folder.fails("silent([bytes(40 << 20), bytes(40 << 20)])") == huge
-    assert sum(path.stat().st_size for path in folder.kept()) < 1 << 20
+    assert sum(path.stat().st_size for path in folder.files()) < 1 << 20
 
 
 def test_arrays_are_kept_whole(folder: Folder) -> None:
@@ -410,6 +418,7 @@ def test_a_value_that_was_in_a_killed_worker_alone(folder: Folder) -> None:
 
 def test_a_body_that_had_run_elsewhere_runs_here(folder: Folder) -> None:
     folder.fails("far(make(2), 3)")
+    assert [len(folder.kept()), len(folder.tasks())] == [1, 1]  # here, not there
     assert "the body had run elsewhere, by @interpreter; it runs here now" in folder.replay().stderr.splitlines()
 
 
@@ -437,37 +446,41 @@ def test_runs_and_nodes_that_are_not_there(folder: Folder) -> None:
 def test_nothing_is_kept_where_nothing_is_recorded_and_of_runs_that_end_well(folder: Folder) -> None:
     assert "replay" not in folder.fails("fail(1)", ENTANGLE_RECORD="0")
     assert folder.python("work.py", "lives(1)").returncode == 0
-    assert folder.kept() == []
+    assert folder.files() == []
 
 
 def test_files_are_for_their_user_alone(folder: Folder) -> None:
     folder.fails("fail(1)")
-    (kept,) = folder.kept()
-    assert (kept.stat().st_mode & 0o777, kept.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    kept.chmod(0o666)
-    done = folder.replay()
-    assert done.returncode == ABSENT
-    assert "is not a file of yours that you alone may write to" in done.stderr
+    assert len(folder.files()) == 2
+    for path in folder.files():
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        path.chmod(0o666)
+        done = folder.replay()
+        assert done.returncode == ABSENT
+        assert f"{path} is not a file of yours that you alone may write to" in done.stderr
+        path.chmod(0o600)
 
 
 def test_kept_calls_go_with_their_runs(folder: Folder) -> None:
     folder.fails("fail(1)")
     folder.fails("outer(2)")
-    old = [path.name for path in folder.kept()]
-    assert len(old) == 3  # two of them: the outer call and the one in its nested run
+    old = [path.name for path in folder.files()]
+    assert len(folder.kept()) == len(folder.tasks()) == 3  # two of them: the outer call and the one in its nested run
     folder.fails("fail(3)")
     code = "from entangle import records; [records.forget(run.id) for run in records.runs()[1:]]"
     assert folder.python("-c", code).returncode == 0
-    (left,) = folder.kept()
-    assert left.name not in old
-    stray, draft, young = (left.parent / name for name in (f"{'0' * 16}-1.call", f"{'0' * 16}-2.call.77", f"{'0' * 16}-3.call"))
-    for path in (stray, draft, young):
+    left = folder.files()
+    assert len(folder.kept()) == len(folder.tasks()) == 1
+    assert not {path.name for path in left} & {*old}
+    names = ("1.call", "1.task", "2.call.77", "2.task.77", "3.call", "3.task")
+    others = [left[0].parent / f"{'0' * 16}-{name}" for name in names]
+    for path in others:
         path.write_bytes(b"")
-    for path in (stray, draft, left):
+    for path in (*others[:4], *left):
         os.utime(path, (1, 1))
     done = folder.python("-m", "entangle", "clean", "--json")
-    assert sorted(json.loads(done.stdout)["removed"]) == [str(stray), str(draft)]
-    assert folder.kept() == sorted([young, left])
+    assert sorted(json.loads(done.stdout)["removed"]) == sorted(map(str, others[:4]))
+    assert folder.files() == sorted([*others[4:], *left])
 
 
 def test_all_kept_calls_together_are_bounded(tmp_path: Path) -> None:
@@ -476,10 +489,100 @@ def test_all_kept_calls_together_are_bounded(tmp_path: Path) -> None:
         path = tmp_path / "calls" / f"{'a' * 16}-{number}.call"
         path.write_bytes(bytes(100))
         os.utime(path, (number, number))
+    task = tmp_path / "calls" / f"{'a' * 16}-0.task"
+    task.write_bytes(bytes(50))
     kept.trim(str(tmp_path), 250)
     assert [call.node for call in kept.all_kept(str(tmp_path))] == [3, 4]
     kept.trim(str(tmp_path), calls=1)
     assert [call.node for call in kept.all_kept(str(tmp_path))] == [4]
+    assert task.exists()
+    os.utime(task, (3, 3))  # older than what has all the room
+    kept.trim(str(tmp_path), 100)
+    assert [call.node for call in kept.all_kept(str(tmp_path))] == [4]
+    assert not task.exists()
+
+
+# --- tasks, which are kept apart from their calls -------------------------------------------------
+
+
+def test_two_tasks_fail_in_one_run_and_each_is_kept_once(folder: Folder) -> None:
+    call = "entangle.gather(fail(1), closure(5)(2), fail(3), lives(4), return_exceptions=True)"
+    folder.write("bare.py", PROGRAM.replace('    if __name__ == "__main__":\n', "    if True:\n"))
+    assert folder.python("bare.py", call).returncode == 0
+    assert (len(folder.kept()), len(folder.tasks())) == (3, 2)
+    (folder.path / "bare.py").unlink()
+    for node, told in enumerate(["int 1 () m {} 6", "closure 5 2", "int 3 () m {} 6"]):
+        assert f"ValueError: {told}" in folder.replay("last", "--node", str(node)).stderr.splitlines()
+
+
+def test_the_task_of_a_run_in_a_run_is_kept_where_that_was_begun(folder: Folder) -> None:
+    folder.write("bare.py", PROGRAM.replace('    if __name__ == "__main__":\n', "    if True:\n"))
+    run = re.findall(r"replay: entangle replay (\w+)", folder.python("bare.py", "outer(3)").stderr)[0]
+    assert any(path.name.startswith(run) for path in folder.tasks())
+    (folder.path / "bare.py").unlink()
+    assert "ValueError: Point 3 (3,) m {} 6" in folder.replay(run).stderr.splitlines()
+
+
+KILLED = """
+    import os, signal, time
+    import entangle
+    from entangle.process import process
+    from entangle.thread import thread
+
+    def scaled(x):
+        return 2 * x
+
+    @process
+    def fails(n):
+        raise ValueError(scaled(n))
+
+    @thread
+    def kills():
+        while not os.path.exists("kept"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def closure():
+        @process
+        def inner(n):
+            raise KeyError(n)
+        return inner
+
+    if __name__ == "__main__":
+        entangle.gather(fails(4), closure()(5), kills(), return_exceptions=True)()
+"""
+
+
+def test_a_call_of_a_killed_program_is_found_by_its_name(folder: Folder) -> None:
+    """Its task was not kept: that is done when a run ends."""
+    folder.write("killed.py", KILLED)
+    running = subprocess.Popen([sys.executable, "killed.py"], cwd=folder.path, env=folder.environment)
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder.path / "records" / "calls").is_dir() or len(folder.kept()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (folder.path / "kept").touch()
+        assert running.wait(60) == -signal.SIGKILL
+    finally:
+        running.kill()
+        running.wait()
+    assert folder.tasks() == []
+    folder.write("killed.py", KILLED.replace("2 * x", "3 * x"))
+    done = folder.replay("last", "--node", "0")
+    assert "ValueError: 12" in done.stderr.splitlines()
+    assert "has changed" not in done.stderr  # nobody can tell
+    done = folder.replay("last", "--node", "1")
+    assert "task __main__.closure.<locals>.inner is not found (it has no name in a module), and it was not kept" in done.stderr
+
+
+def test_a_task_that_cannot_be_pickled_or_holds_a_secret_is_found_by_its_name(folder: Folder) -> None:
+    for line in ("lock = threading.Lock()", "password = 'hunter' + '22'"):
+        source = PROGRAM.replace("def scaled(x):", f"{line}\n    def scaled(x):")
+        folder.write("work.py", source.replace("return 2 * x", f"return {line.split()[0]} and 2 * x"))
+        assert folder.fails("fail(make(3))").startswith("replay: entangle replay")
+        assert "ValueError: Point 3 () m {} 6" in folder.replay().stderr.splitlines()
+    assert all("hunter22" not in path.read_text("latin-1") for path in folder.files())
 
 
 # --- calls that have ended well -------------------------------------------------------------------
@@ -633,13 +736,14 @@ def test_of_a_run_of_many_nodes_some_are_kept_and_they_have_bounded_room(well: F
     assert {value["why"] for head in heads if head["name"] == "sized" for value in head["values"]} == {
         "is too large: the arguments of a call may have 262 KiB together"
     }
-    assert sum(path.stat().st_size for path in well.kept()) < 64 << 20
+    assert len(well.tasks()) < 20  # two or three of each run
+    assert sum(path.stat().st_size for path in well.files()) < 64 << 20
 
 
 def test_secrets_are_not_in_calls_that_have_ended_well(well: Folder) -> None:
     ends_well(well, "signs('hunter' + '22', num(3))")
     assert len(well.kept()) == 2
-    assert all("hunter22" not in path.read_text("latin-1").replace("'hunter' + '22'", "") for path in well.kept())
+    assert all("hunter22" not in path.read_text("latin-1").replace("'hunter' + '22'", "") for path in well.files())
     done = well.replay("last")
     assert "argument password may be a secret, by its name" in done.stderr
 
@@ -680,4 +784,4 @@ def test_calls_in_a_durable_run_that_is_taken_up(folder: Folder) -> None:
 
 def test_without_values_no_call_that_ends_well_is_kept(well: Folder) -> None:
     ends_well(well, "total(num(1), num(2))", ENTANGLE_RECORD="1")
-    assert well.kept() == []
+    assert well.files() == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from importlib import metadata
 
 from entangle.errors import OptionError
 
@@ -23,6 +22,8 @@ def version_of(name: str) -> str:
 
     Raises OptionError if there is none.
     """
+    from importlib import metadata  # not at the top: it takes 15 ms, and most tasks name no package
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import copyreg
 import functools
 import hashlib
-import logging
 import marshal
-import pathlib
 import pickle
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -29,11 +28,8 @@ _Reference = Callable[[Any], bytes]
 LEAVES = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
 #: How many bytes a content may have before its hash stands for it.
 _LONG = 64
-#: Types that do not count: locks, events, loggers and the state of threads change no result.
-MUTE = (
-    *(type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, threading.Semaphore),
-    *(threading.local, logging.Logger, logging.LoggerAdapter),
-)
+#: Types that do not count: locks, events and the state of threads change no result.
+_MUTE = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, threading.Semaphore, threading.local)
 #: Methods of compiled classes, and the slots of others.
 DESCRIPTORS = (
     *(types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType),
@@ -55,6 +51,17 @@ class NoContent(Exception):
         """The same, seen from what holds it."""
         self.where.insert(0, where)
         return self
+
+
+def is_mute(value: Any) -> bool:
+    """Whether a value does not count: a lock or another of these, or a logger."""
+    return isinstance(value, (_MUTE, _known("logging", "Logger"), _known("logging", "LoggerAdapter")))
+
+
+def _known(module: str, name: str) -> Any:
+    """A class of a module, for `isinstance`; () where the module is not loaded. Importing it takes
+    longer than most keys, and a value of such a class is in no process that has not loaded it."""
+    return getattr(sys.modules.get(module), name, ())
 
 
 def _of_library(value: Any) -> bytes:
@@ -143,8 +150,8 @@ class Content:
             return self._reference(value) + (b" with " + self.of(attributes) if attributes else b"")
         if isinstance(value, (type, types.ModuleType, types.CodeType)):
             return self._reference(value)
-        if isinstance(value, MUTE):
-            if self._mute or isinstance(value, logging.Logger):
+        if is_mute(value):
+            if self._mute or isinstance(value, _known("logging", "Logger")):
                 return b"mute " + kind.__qualname__.encode()
             raise NoContent(value, "it is the state of a process")
         special = _SPECIAL.get(kind)
@@ -153,7 +160,7 @@ class Content:
         if isinstance(value, pickle.PickleBuffer):
             with value.raw() as raw:
                 return b"buffer " + hashlib.sha256(raw).digest()
-        if isinstance(value, pathlib.PurePath) and project.library_name(kind):
+        if isinstance(value, _known("pathlib", "PurePath")) and project.library_name(kind):
             return b"path " + self.of((kind.__name__, str(value)))
         if isinstance(value, types.BuiltinFunctionType):
             return self._builtin(value)

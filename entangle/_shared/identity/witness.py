@@ -7,18 +7,14 @@ change in themselves, whose content is told again.
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import fractions
-import pathlib
 import re
+import sys
 import types
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
-from entangle._shared.identity.values import DESCRIPTORS, LEAVES, MUTE, Content, NoContent
+from entangle._shared.identity.values import DESCRIPTORS, LEAVES, Content, NoContent, is_mute
 
 #: What a name stands for where there is nothing.
 ABSENT: Any = object()
@@ -26,10 +22,17 @@ _UNCHANGING = frozenset(
     (
         *LEAVES,
         *(types.ModuleType, types.CodeType, staticmethod, classmethod, property),
-        *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone, decimal.Decimal, fractions.Fraction),
-        *(pathlib.PosixPath, pathlib.PurePosixPath, re.Pattern, uuid.UUID, range, *DESCRIPTORS),
+        *(re.Pattern, range, *DESCRIPTORS),
     )
 )
+#: More of them, by their modules: whoever has such a value has imported its module.
+_OF_MODULES = {
+    "datetime": ("date", "datetime", "time", "timedelta", "timezone"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "pathlib": ("PosixPath", "PurePosixPath"),
+    "uuid": ("UUID",),
+}
 #: What can be set on a function; separate, since three simple loops are faster than one.
 _OF_FUNCTION = (attrgetter("__code__"), attrgetter("__defaults__"), attrgetter("__kwdefaults__"))
 _in_cell = attrgetter("cell_contents")
@@ -46,7 +49,11 @@ def _is_unchanging(value: Any) -> bool:
         return not vars(value)  # one that is given some is noticed
     if kind is types.BuiltinFunctionType:
         return value.__self__ is None or isinstance(value.__self__, types.ModuleType)
-    return kind in _UNCHANGING or isinstance(value, (type, *MUTE))
+    if kind in _UNCHANGING or isinstance(value, type) or is_mute(value):
+        return True
+    module = str(kind.__module__).partition(".")[0]  # pathlib has its classes in modules of its own
+    name = kind.__name__
+    return name in _OF_MODULES.get(module, ()) and getattr(sys.modules.get(module), name, None) is kind
 
 
 class Witness:
