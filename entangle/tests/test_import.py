@@ -131,6 +131,15 @@ def test_a_door_is_light() -> None:
     assert not loaded & heavy
 
 
+@pytest.mark.parametrize("module", ["entangle._worker.keeping", "entangle._shared.identity"])
+def test_what_keeps_a_failed_call_loads_little(module: str) -> None:
+    """Each worker would load it anew."""
+    code = f"import sys; before = {{*sys.modules}}; import {module}; print(*{{*sys.modules}} - before)"
+    heavy = {"cloudpickle", "importlib.metadata", "logging", "decimal", "fractions", "uuid", "pathlib", "tempfile"}
+    heavy |= {"entangle._shared.identity"} - {module}
+    assert not heavy & {*_python(code).split()}
+
+
 def test_doors_are_modules_and_not_shadowed() -> None:
     code = """
 import types, entangle
