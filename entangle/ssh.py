@@ -80,7 +80,7 @@ def ssh(
     The processes and cookies of those layers are that host's.
 
     - `host`: a name, an address, or what `~/.ssh/config` calls it.
-    - `user`, `port`, `key`: where that file does not say. `key` is a private key, or a path that
+    - `user`, `port`, `key`: by default what that file says. `key` is a private key, or a path that
       ends in `.pub`, which means the private key beside it.
     - `python`: the interpreter there, 3.10 or newer. Nothing else needs to be installed.
     - `env`: the name or path of a virtual environment there. It is made if missing, and gets the

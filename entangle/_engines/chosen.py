@@ -93,7 +93,7 @@ def _kind_of(address: object) -> str:
     if not isinstance(address, str):
         raise OptionError(f"engine({value_in_short(address)}): an engine is named by a string; {FORMS}")
     kind, separator, rest = address.partition("://")
-    if kind in ("dask", "dask+tls") and rest:
+    if kind in ("dask", "dask+tls", "tcp", "tls") and rest:  # dask itself says tcp and tls
         return "dask"
     if kind == "ray" and bool(rest) == bool(separator):
         return "ray"
@@ -108,7 +108,7 @@ def _made(address: str) -> Opened:
         return RayEngine(address if rest else "auto")
     from entangle._engines.dask_graph import DaskEngine
 
-    return DaskEngine(f"{'tls' if address.startswith('dask+tls') else 'tcp'}://{rest}")
+    return DaskEngine(f"{'tls' if address.startswith(('dask+tls', 'tls')) else 'tcp'}://{rest}")
 
 
 def _connected(address: str) -> Opened:

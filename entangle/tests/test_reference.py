@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from entangle.dataflow import dataflow
-from entangle.errors import EntangleError
+from entangle.errors import EntangleError, OptionError
 from entangle.service import Service
 from entangle.tests.house import HOUSE, MODULES
 from entangle.tests.shown_blocks import documentation
@@ -170,11 +170,21 @@ def test_a_table_says_what_the_signature_says(table: Table) -> None:
     for (_, kind, default, _, _), parameter in zip(table.rows, options.values(), strict=True):
         annotation = str(parameter.annotation)
         assert kind == in_words(ALIASES.get(annotation, annotation))
-        if parameter.default is parameter.empty:
-            assert default == "required"
+        if default == "required":
+            assert parameter.default is parameter.empty or refuses_to_be_without(table, parameter.name)
         elif default:
             value = parameter.default
             assert default == f"`{value.__name__ if inspect.isclass(value) else _written(value)}`"
+
+
+def refuses_to_be_without(table: Table, option: str) -> bool:
+    """Whether an option with a default cannot be left out."""
+    assert table.call
+    function, _, given = table.call.partition("(")
+    left = [word for word in given.removesuffix(")").split(", ") if word != "…" and not word.startswith(f"{option}=")]
+    with pytest.raises(OptionError) as caught:
+        eval(f"{function}({', '.join(left)})", {**vars(module_of(table.page)), **known()})(lambda: None)
+    return option in str(caught.value)
 
 
 def in_words(annotation: str) -> str:

@@ -58,6 +58,12 @@ def test_an_address_that_is_none() -> None:
         entangle.engine(3)  # type: ignore[arg-type]
 
 
+def test_an_address_as_dask_writes_it(dask_cluster: DaskCluster) -> None:
+    assert dask_cluster.address.startswith("tcp://")
+    with entangle.engine(dask_cluster.address):
+        assert bodies.total(bodies.square.map(range(4)))() == 14
+
+
 def test_nobody_answers() -> None:
     with pytest.raises(UnreachableError, match="dask scheduler"), entangle.engine("dask://127.0.0.1:9"):
         pass
