@@ -686,7 +686,8 @@ def _sigterm_ends_the_run() -> Iterator[None]:
             leave()
         homes.leave()
         os.kill(os.getpid(), signal.SIGTERM)
-        raise
+        # The first process of a container outlives that.
+        raise SystemExit(128 + signal.SIGTERM) from None
     finally:
         # A body that ran here may have set a handler of its own.
         _forget_sigterm()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .callers import ROOT
@@ -63,3 +64,20 @@ def test_ctrl_c_ends_what_has_been_started(end: str, tmp_path: Path) -> None:
 def test_a_program_that_ends_in_good_order_gets_what_it_has_started(end: str, tmp_path: Path) -> None:
     assert ended(tmp_path, end, 1) == (0, "")
     assert (tmp_path / "pid.done").exists()
+
+
+def test_the_first_process_of_a_container_ends_by_sigterm(tmp_path: Path) -> None:
+    """The kernel ends no such process by a signal that it does not handle."""
+    script, begun = tmp_path / "script.py", tmp_path / "pid"
+    script.write_text(PROGRAM.partition("    future = ")[0] + "    hang(sys.argv[1], 300)()\n")
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, str(script), str(begun)]
+    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT})
+    wait_until(lambda: begun.exists() or program.poll() is not None)
+    if program.poll() is None:
+        (first,) = psutil.Process(program.pid).children()
+        first.terminate()
+    _, said = program.communicate(timeout=40)
+    if "unshare" in said:
+        pytest.skip(f"needs a namespace of process ids, as root has it: {said}")
+    assert program.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
