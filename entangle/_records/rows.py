@@ -193,9 +193,10 @@ class RunRow:
     id: str
     name: str
     state: str
-    #: Nanoseconds since 1970; `ended_ns` is None where the end is not known.
     started_ns: int = field(repr=False)
+    """Nanoseconds since 1970."""
     ended_ns: int | None = field(repr=False)
+    """Nanoseconds since 1970; None where the end is not known."""
     node_count: int
     done_count: int | None
     workers: int | None
@@ -221,16 +222,18 @@ class RunRow:
     _key: int | None = field(repr=False)
     _tries: list[dict[str, Any]] = field(repr=False, default_factory=list)
     _segment: LogSegment | None = field(repr=False, default=None)
-    #: How many nodes have failed, and how many were skipped since they depend on one that has. A
-    #: run may have both and end well: where a gather accepts failures. Of a stream: with how many
-    #: items a stage has failed.
     failed_count: int | None = None
+    """How many nodes have failed; of a stream: with how many items a stage has. A run may have some
+    and end well, where a gather accepts failures."""
     skipped_count: int | None = None
-    #: Whether it is a dataflow, whose nodes are stages.
+    """How many nodes were skipped since they depend on one that has failed."""
     stream: bool = False
-    #: The calls whose values a depot had, so that they are no nodes; of very many, the first 1,000.
+    """Whether it is a dataflow, whose nodes are stages."""
     taken: tuple[Taken, ...] = ()
+    """The calls whose values a depot had, so that they are no nodes; of very many, the first
+    1,000."""
     taken_count: int = 0
+    """How many calls these are, all of them."""
     #: The task of the call whose value it gives; `name` where None: that call was given no name.
     _task: str | None = field(repr=False, default=None)
 
