@@ -207,7 +207,8 @@ def send(address: str | None = None, run_ids: list[str] | None = None, everythin
 
     from entangle._records.gremlin import send as send_to
 
-    check_strings("send", address=address)
+    if address is not None:
+        _check_address("send", address)
     if run_ids is not None:
         _check_ids("send", run_ids)
     check_whether("send", everything=everything)
@@ -223,7 +224,7 @@ def clear_graph(address: str) -> None:
     """
     from entangle._records.gremlin import clear
 
-    check_strings("clear_graph", address=address)
+    _check_address("clear_graph", address)
     clear(address)
 
 
@@ -257,3 +258,8 @@ def _check_id(where: str, run_id: object) -> None:
 def _check_ids(where: str, run_ids: object) -> None:
     if isinstance(run_ids, str) or not isinstance(run_ids, Iterable):
         raise OptionError(f"{where}: run_ids={value_in_short(run_ids)}; it must be a list of ids")
+
+
+def _check_address(where: str, address: object) -> None:
+    if not isinstance(address, str):
+        raise OptionError(f"{where}: address={value_in_short(address)}; it must be a string such as 'ws://localhost:8182/gremlin'")

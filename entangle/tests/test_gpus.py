@@ -857,7 +857,7 @@ def test_rocm_counts_in_two_ways() -> None:
         ({"gpus": "1"}, "gpus='1'"),
         ({"gpus": 1, "share": 0}, "share=0"),
         ({"gpus": 1, "share": 1.5}, "share=1.5"),
-        ({"share": 2}, "say gpus=1 with it"),
+        ({"share": 2}, "write gpus=1 with it"),
         ({"gpus": 1, "impl": "package.Class"}, "hands out no GPUs"),
         ({"gpu": 1}, "did you mean 'gpus'"),
     ],
