@@ -326,7 +326,7 @@ def lambda_options(role: Any, image: Any, python: Any, memory: int, timeout: Any
     if python is not None and not re.fullmatch(r"3\.1\d", python):
         raise OptionError(f"@lmbda: python={python!r}; it must be the version of a runtime of Lambda, such as '3.12'")
     if not 128 <= memory <= 10_240:
-        raise OptionError(f"@lmbda: memory={memory} MiB; it must be 128 to 10,240")
+        raise OptionError(f"@lmbda: memory={memory} MiB; it must be 128 to 10,240 MiB")
     if not is_number(timeout) or not 0 < timeout <= LONGEST_RUN:
         raise OptionError(
             f"@lmbda: timeout={value_in_short(timeout)}; Lambda runs nothing for more than {LONGEST_RUN} s. "

@@ -313,7 +313,7 @@ def test_the_caller_is_killed(there: There, tmp_path: Path) -> None:
     [
         ({}, r"needs function='…'.*or role="),
         ({"role": "name"}, r"role='name'; it must be the ARN of a role"),
-        ({"role": ROLE, "memory": 64}, r"memory=64 MiB; Lambda has 128 to 10,240"),
+        ({"role": ROLE, "memory": 64}, r"memory=64 MiB; it must be 128 to 10,240 MiB"),
         ({"role": ROLE, "memory": "11GB"}, r"memory=11264 MiB"),
         ({"role": ROLE, "timeout": 901}, r"timeout=901; Lambda runs nothing for more than 900 s"),
         ({"role": ROLE, "timeout": 0}, r"timeout=0"),
