@@ -35,6 +35,7 @@ PUBLIC = {"entangle", "logging"} | {name for name in MODULES if not re.search(r"
 
 #: What people are given and do not make; their constructors have no table.
 GIVEN = {"BuiltImage", "Call", "Decorated", "Layer", "Method", "Node", "Service", "Session", "Source", "Stream", "Submission", "Task"}
+GIVEN |= {"PlaceShare", "RunRecord", "Times", "Value"}
 
 #: Aliases in signatures, as the tables write them.
 ALIASES = {
