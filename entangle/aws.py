@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast, overload
 
-from entangle._aws.account_options import account_from, check_strings
+from entangle._aws.account_options import account_from
 from entangle._aws.at_instance import EC2, EC2Transport
 from entangle._aws.batch_jobs import BatchJobs
 from entangle._aws.fargate_tasks import FargateTasks
@@ -21,7 +21,7 @@ from entangle._remote.transport.ssh_options import check_word
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge
 from entangle._tasks.door import named_as_its_decorator
-from entangle._tasks.option_values import check_whether, is_number
+from entangle._tasks.option_values import check_strings, check_whether, is_number
 from entangle.errors import OptionError
 from entangle.task import Decorator, Task, refuse_unknown
 
@@ -142,7 +142,7 @@ def batch(
     refuse_unknown("batch", _BATCH, unknown)
     if function is not None:
         raise OptionError("@batch needs parentheses: @batch(queue='…')")
-    check_strings("@batch", {"queue": queue})
+    check_strings("@batch", queue=queue)
     if not is_number(vcpus) or vcpus <= 0:
         raise OptionError(f"@batch: vcpus={value_in_short(vcpus)}; it must be a number above 0")
     if isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0:
@@ -214,7 +214,7 @@ def fargate(
     refuse_unknown("fargate", _FARGATE, unknown)
     if function is not None:
         raise OptionError("@fargate needs parentheses: @fargate(cpu=1, ram='2GB')")
-    check_strings("@fargate", {"cluster": cluster})
+    check_strings("@fargate", cluster=cluster)
     check_whether("@fargate", spot=spot, public_ip=public_ip)
     units, memory, note = fargate_size(cpu, ram)
     tasks = functools.partial(

@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import ParamSpec, TypeVar
 
-from entangle.errors import StoreFullError
+from entangle.errors import OptionError, StoreFullError
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -598,8 +598,14 @@ _open_queues: weakref.WeakSet[CookieQueue] = weakref.WeakSet()
 os.register_at_fork(after_in_child=_after_fork)
 
 
-#: What ENTANGLE_JOBSERVER may be.
-JOBSERVER_STYLES = ("", "fifo", "pipe", "off")
+_JOBSERVER_STYLES = ("fifo", "pipe", "off")
+
+
+def check_jobserver() -> None:
+    """Raise OptionError for an ENTANGLE_JOBSERVER that is no style."""
+    chosen = os.environ.get("ENTANGLE_JOBSERVER")
+    if chosen and chosen not in _JOBSERVER_STYLES:
+        raise OptionError(f"ENTANGLE_JOBSERVER={chosen!r}; choose one of {', '.join(_JOBSERVER_STYLES)}")
 
 
 @lru_cache(maxsize=1)
@@ -610,7 +616,7 @@ def jobserver_style() -> str:
     once in a process. ENTANGLE_JOBSERVER overrides it: `fifo`, `pipe` or `off`.
     """
     chosen = os.environ.get("ENTANGLE_JOBSERVER", "")
-    if chosen and chosen in JOBSERVER_STYLES:
+    if chosen in _JOBSERVER_STYLES:
         return chosen
     # Without `subprocess`: its import takes longer than that of this whole module.
     read, write = os.pipe()

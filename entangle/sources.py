@@ -28,7 +28,7 @@ from entangle._dataflow.iteration import Iteration
 from entangle._dataflow.merging import Merging
 from entangle._shared.summaries import value_in_short
 from entangle._shared.tracebacks import edge, passes_on
-from entangle._tasks.option_values import check_path, check_strings, check_whether, is_number
+from entangle._tasks.option_values import check_path, check_whether, is_number
 from entangle.errors import OptionError
 
 __all__ = ["Source", "directory", "every", "lines", "merge", "queue", "sqs"]
@@ -166,7 +166,8 @@ def directory(path: str | os.PathLike[str], pattern: str = "*", existing: bool =
     """
     where = f"directory({value_in_short(path)})"
     check_path(where, "path", path)
-    check_strings(where, pattern=pattern)
+    if not isinstance(pattern, str) or not pattern:
+        raise OptionError(f"{where}: pattern={value_in_short(pattern)}; it must be a pattern of file names, as '*.csv'")
     check_whether(where, existing=existing)
     try:
         import watchfiles

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from entangle._aws.account import Account, check_bucket, keep_keys
-from entangle._shared.summaries import value_in_short
+from entangle._tasks.option_values import check_strings
 from entangle.errors import OptionError
 
 
 def account_from(who: str, keys: Sequence[str], stated: Mapping[str, Any]) -> Account:
     """The account of `profile`, `region`, `role`, `endpoint`, `bucket`, and of keys. `who` begins
     the errors. Raises OptionError."""
-    check_strings(who, stated)
+    check_strings(who, **stated)
     role, endpoint = stated.get("role"), stated.get("endpoint")
     if role is not None and not role.startswith("arn:"):
         raise OptionError(f"{who}: role={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")
@@ -33,10 +33,3 @@ def account_from(who: str, keys: Sequence[str], stated: Mapping[str, Any]) -> Ac
     if keys and stated.get("profile") is not None:
         raise OptionError(f"{who}: keys= and profile= both name credentials; write one of them")
     return Account(keys=keep_keys(tuple(keys)) if keys else "", **stated)
-
-
-def check_strings(who: str, stated: Mapping[str, object]) -> None:
-    """Raises OptionError unless each is None or a string that is not empty."""
-    for name, value in stated.items():
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise OptionError(f"{who}: {name}={value_in_short(value)}; it must be a string that is not empty")

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from entangle._aws.account_options import check_strings
 from entangle._shared.summaries import value_in_short
-from entangle._tasks.option_values import is_number
+from entangle._tasks.option_values import check_strings, is_number
 from entangle.errors import OptionError
 
 _ARCHITECTURES = {"x86_64": "X86_64", "amd64": "X86_64", "arm64": "ARM64", "aarch64": "ARM64"}
@@ -79,7 +78,7 @@ def container_options(
     time: object,
 ) -> dict[str, Any]:
     """What the service is told whose jobs are containers, in its words. Raises OptionError."""
-    check_strings(f"@{door}", {"image": image, "job_role": job_role, "execution_role": execution_role, "python": python})
+    check_strings(f"@{door}", image=image, job_role=job_role, execution_role=execution_role, python=python)
     for name, role in (("job_role", job_role), ("execution_role", execution_role)):
         if isinstance(role, str) and not role.startswith("arn:"):
             raise OptionError(f"@{door}: {name}={role!r}; it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME")

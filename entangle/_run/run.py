@@ -37,7 +37,7 @@ from entangle._worker import importing, inline
 from entangle._worker.away import AwayFunction
 from entangle._worker.failures import call_of, note_call, prepare
 from entangle._worker.worker import Worker, here
-from entangle.cookies import JOBSERVER_STYLES, CookieQueue
+from entangle.cookies import CookieQueue, check_jobserver
 from entangle.errors import EntangleError, RunAtImportError, RunCancelledError
 from entangle.flow import AWAY, HERE, IN_CALLER, PROCESS, THREAD, Flow
 from entangle.pools import agree, compare
@@ -64,6 +64,7 @@ class Run:
         importing.refuse_run(here.worker is not None and here.worker.in_process)
         self.flow = inline.inlined(flow) if inline.on else flow
         self.way = chosen_way(way)
+        check_jobserver()  # here, and not in a worker
         self.observers = [*observers, observer] if observer is not None else list(observers)
         #: The worker in whose body this run was called, if any.
         self.caller = here.worker
@@ -571,9 +572,6 @@ def _most_workers() -> int:
     or three.
     """
     given = os.environ.get("ENTANGLE_MAX_WORKERS", "512")
-    offered = os.environ.get("ENTANGLE_JOBSERVER", "")
-    if offered not in JOBSERVER_STYLES:  # here, and not in a worker
-        raise EntangleError(f"ENTANGLE_JOBSERVER={offered!r}; choose one of {', '.join(filter(None, JOBSERVER_STYLES))}")
     try:
         wanted = int(given)
     except ValueError:

@@ -14,6 +14,7 @@ import pytest
 
 from .callers import ROOT
 from .evidence import alive, wait_until
+from .ways import missing
 
 PROGRAM = """
 import os, sys, time
@@ -78,6 +79,6 @@ def test_the_first_process_of_a_container_ends_by_sigterm(tmp_path: Path) -> Non
         first.terminate()
     _, said = program.communicate(timeout=40)
     if "unshare" in said:
-        pytest.skip(f"needs a namespace of process ids, as root has it: {said}")
+        missing(f"a namespace of process ids, which root may make: {said}")
     assert program.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
