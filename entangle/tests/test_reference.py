@@ -40,7 +40,7 @@ GIVEN |= {"PlaceShare", "RunRecord", "Times", "Value"}
 #: Aliases in signatures, as the tables write them.
 ALIASES = {
     "On": "type[BaseException] | tuple[type[BaseException], …] | None",
-    "OnError": '"raise" | "skip" | Callable[[item, node, error], object]',
+    "OnError": '"raise" | "skip" | Callable[[node, item, error], object]',
     "Start | None": '"auto" | "fork" | "forkserver" | "spawn" | None',
     "Gpus": "str | int | Sequence[str] | None",
     "Volumes": "Mapping[str, str] | Sequence[str]",

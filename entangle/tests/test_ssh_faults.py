@@ -6,11 +6,14 @@ nothing running."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import Any
 import pytest
 
 from entangle._remote.caller.open_channels import close_all
-from entangle.errors import FarError, LinkLostError, ProcessTerminatedException, ProcessTimeoutException, StoreFullError
+from entangle.errors import FarError, LinkLostError, ProcessTerminatedException, ProcessTimeoutException, StoreFullError, UnreachableError
 from entangle.process import process
 from entangle.ssh import ssh
 from entangle.thread import thread
@@ -62,6 +65,39 @@ def fragile(hosts: Hosts, tmp_path: Path) -> Iterator[Hosts]:
     with three_hosts(tmp_path) as found:
         yield found
         close_all()
+
+
+@contextlib.contextmanager
+def turning_away() -> Iterator[tuple[int, list[float]]]:
+    """A server that ends each connection before the login, as an sshd does that is wrongly set up:
+    its port, and when it did so."""
+    times: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # it is shut down
+                while True:
+                    with server.accept()[0] as one:
+                        times.append(time.monotonic())
+                        one.recv(100)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1], times
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("carrier", ["openssh", "paramiko"])
+def test_a_server_that_turns_every_login_away_is_given_up(carrier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After several attempts, as a busy server turns some away; the error has what ssh said."""
+    monkeypatch.setattr("entangle._remote.transport.ssh_options.TURNED_AWAY", 1.5)
+    with turning_away() as (port, times):
+        with pytest.raises(UnreachableError, match=r"closed the connection before the login: too many.*\n.*\w"):
+            ssh(host="127.0.0.1", port=port, transport=carrier)(where)()()
+        assert len(times) > 2
 
 
 @pytest.fixture

@@ -14,9 +14,31 @@ import random
 import time
 from collections.abc import Hashable, Iterator
 
+from entangle._remote.transport import ssh_options
+from entangle._remote.transport.ssh_diagnosis import was_turned_away
 from entangle._shared.home import home
 
 AT_ONCE = 6
+
+
+class FurtherLogins:
+    """Further attempts to log in where the server turns ours away: for TURNED_AWAY seconds from the
+    first time. One that is wrongly set up does so for ever."""
+
+    def __init__(self) -> None:
+        self._end: float | None = None
+
+    def allowed(self, words: str) -> bool:
+        """Whether a login that has failed with these words is to be tried again; pauses before."""
+        if not was_turned_away(words):
+            return False
+        now = time.monotonic()
+        if self._end is None:
+            self._end = now + ssh_options.TURNED_AWAY
+        if now >= self._end:
+            return False
+        time.sleep(random.uniform(0.1, 0.6))
+        return True
 
 
 @contextlib.contextmanager

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 import subprocess
 import time
 from collections.abc import Sequence
 
-from entangle._remote.transport.login_limit import turn
+from entangle._remote.transport.login_limit import FurtherLogins, turn
 from entangle._remote.transport.openssh_connections import SharedConnection, connection_of_the_tree, give_back, login_error, take
 from entangle._remote.transport.ssh_diagnosis import diagnose
 from entangle._remote.transport.ssh_options import CONNECT, LEARN, LOGIN, SSHOptions, client_words
@@ -127,21 +126,20 @@ def _settings(program: list[str], ssh: SSHOptions) -> dict[str, str]:
 
 def _log_in_for(ssh: SSHOptions, command: Sequence[str]) -> ByteStream:
     """Start a program that logs in by itself, and wait until it is in."""
-    end = time.monotonic() + LOGIN
+    end, further = time.monotonic() + LOGIN, FurtherLogins()
     while True:
         with turn(ssh.host, LOGIN):
             stream = SSHStream(command, None)
             try:
                 if _let_in(stream, end - time.monotonic()):
                     return stream
-                trouble = login_error(ssh, stream.process, end)
+                trouble, words = login_error(ssh, stream.process, end)
             except BaseException:
                 stream.close()
                 raise
             stream.close()
-        if trouble is not None:
+        if not further.allowed(words):
             raise trouble
-        time.sleep(random.uniform(0.1, 0.6))
 
 
 def _let_in(stream: SSHStream, seconds: float) -> bool:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import random
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
 
-from entangle._remote.transport.login_limit import turn
-from entangle._remote.transport.ssh_diagnosis import diagnose, no_answer, was_turned_away
+from entangle._remote.transport.login_limit import FurtherLogins, turn
+from entangle._remote.transport.ssh_diagnosis import diagnose, no_answer
 from entangle._remote.transport.ssh_options import LOGIN, SSHOptions
 from entangle._remote.wire.controls import escaped
 from entangle._shared.home import home
@@ -38,7 +37,7 @@ class SharedConnection:
 
     def log_in(self, ssh: SSHOptions, options: Sequence[str]) -> None:
         """Log in. Raises what `SSHTransport.open` does."""
-        end = time.monotonic() + LOGIN
+        end, further = time.monotonic() + LOGIN, FurtherLogins()
         command = [*options, "-M", "-o", "ControlPersist=no", "-S", self.path.replace("%", "%%"), "--", ssh.host, "exec cat >/dev/null"]
         while True:
             with turn(ssh.host, LOGIN):
@@ -60,14 +59,13 @@ class SharedConnection:
                         time.sleep(0.002)
                     if os.path.exists(self.path):
                         return
-                    trouble = login_error(ssh, process, end)
+                    trouble, words = login_error(ssh, process, end)
                 except BaseException:
                     self.end()
                     raise
             self.end()
-            if trouble is not None:
+            if not further.allowed(words):
                 raise trouble
-            time.sleep(random.uniform(0.1, 0.6))
 
     def alive(self) -> bool:
         """Whether its program runs and nobody has put it in doubt."""
@@ -160,16 +158,14 @@ def connection_of_the_tree(name: str) -> str | None:
     return max(found, default=None, key=lambda path: os.stat(path).st_mtime_ns if os.path.exists(path) else 0)
 
 
-def login_error(ssh: SSHOptions, process: subprocess.Popen[bytes], end: float) -> FarError | None:
-    """Why a login failed; None where the server turned it away and it may be tried again."""
+def login_error(ssh: SSHOptions, process: subprocess.Popen[bytes], end: float) -> tuple[FarError, str]:
+    """Why a login failed, and the words of the ssh client; "" where it gave no answer in time."""
     try:
         status = process.wait(max(0.0, min(2.0, end - time.monotonic())))
     except subprocess.TimeoutExpired:
-        return no_answer(ssh, LOGIN, _words(process))
+        return no_answer(ssh, LOGIN, _words(process)), ""
     words = _words(process)
-    if status == 255 and was_turned_away(words) and time.monotonic() < end:
-        return None
-    return diagnose(ssh, status, words)
+    return diagnose(ssh, status, words), words if status == 255 else ""
 
 
 def _words(process: subprocess.Popen[bytes]) -> str:

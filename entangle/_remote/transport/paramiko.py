@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import socket
 import threading
-import time
 import warnings
 from typing import Any
 
-from entangle._remote.transport.login_limit import turn
-from entangle._remote.transport.ssh_diagnosis import diagnose, was_turned_away
+from entangle._remote.transport.login_limit import FurtherLogins, turn
+from entangle._remote.transport.ssh_diagnosis import diagnose
 from entangle._remote.transport.ssh_options import CONNECT, LEARN, LOGIN, SSHOptions
 from entangle._remote.wire.byte_stream import ByteStream, PumpedStream
 from entangle._remote.wire.controls import escaped
@@ -33,7 +31,7 @@ def open_stream(ssh: SSHOptions, command: str) -> ByteStream:
         import paramiko
 
     identity = ssh.identity
-    end = time.monotonic() + LOGIN
+    further = FurtherLogins()
     while True:
         clients: list[Any] = []
         try:
@@ -43,12 +41,11 @@ def open_stream(ssh: SSHOptions, command: str) -> ByteStream:
         except (paramiko.SSHException, OSError, EOFError) as error:
             _hang_up(clients)
             words = escaped(_words(error))
-            if not (was_turned_away(words) and time.monotonic() < end):
+            if not further.allowed(words):
                 raise diagnose(ssh, 255, words) from None
         except BaseException:
             _hang_up(clients)
             raise
-        time.sleep(random.uniform(0.1, 0.6))
 
 
 def _hang_up(clients: list[Any]) -> None:

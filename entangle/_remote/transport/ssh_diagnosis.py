@@ -67,7 +67,7 @@ _TROUBLE: list[tuple[str, type[UnreachableError], str]] = [
         "the host does not answer; is it up, and is there a way to it?",
     ),
     (
-        r"Connection (closed|reset)|kex_exchange_identification|banner exchange",
+        r"Connection (closed|reset)|kex_exchange_identification|banner exchange|reading SSH protocol banner",
         UnreachableError,
         "the host closed the connection before the login: too many logins at once (MaxStartups of its sshd), or a firewall",
     ),

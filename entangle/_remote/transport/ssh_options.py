@@ -15,6 +15,8 @@ from entangle.errors import OptionError
 CONNECT = 15
 #: Seconds after which a login, with all its further attempts, is given up.
 LOGIN = 60.0
+#: Seconds for which a server may turn logins away before that is an error.
+TURNED_AWAY = 15.0
 #: The `known_hosts` that accepts and stores keys of new hosts; the word is OpenSSH's.
 LEARN = "accept-new"
 
